@@ -1,0 +1,752 @@
+"""freeze keeps every entry of the frozen part's state_dict still; unfreeze gives back exactly what was before."""
+
+import copy
+from functools import partial
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import nn
+
+from helpers.freezing import freeze, unfreeze
+
+
+def resnet():
+    from torchvision.models import resnet18
+
+    return resnet18(weights=None, num_classes=5), torch.randn(4, 3, 32, 32)
+
+
+def mobilenet():
+    from torchvision.models import mobilenet_v2
+
+    return mobilenet_v2(weights=None, num_classes=5), torch.randn(4, 3, 32, 32)
+
+
+def norms():
+    layers = [
+        nn.Conv1d(2, 4, 3),
+        nn.SyncBatchNorm(4),
+        nn.BatchNorm1d(4, affine=False, momentum=None),
+        nn.Tanh(),
+        nn.InstanceNorm1d(4, affine=True, track_running_stats=True),
+        nn.InstanceNorm1d(4, track_running_stats=True),
+    ]
+    return nn.Sequential(*layers), torch.randn(4, 2, 8)
+
+
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.block = nn.ModuleDict({"pair": nn.ModuleList([nn.Linear(3, 3), nn.BatchNorm1d(3)])})
+        self.plain = nn.Sequential(nn.Sequential(nn.BatchNorm1d(3, affine=False)), nn.Linear(3, 3))
+
+    def forward(self, x):
+        first, second = self.block["pair"]
+        return self.plain(second(first(x * self.scale)))
+
+
+def nested():
+    return Nested(), torch.randn(4, 3)
+
+
+def lazy():
+    layers = nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.LazyBatchNorm2d(affine=False)
+    return nn.Sequential(*layers), torch.randn(4, 2, 5, 5)
+
+
+def materialized():
+    net, x = lazy()
+    net(x)
+    return net, x
+
+
+def transformer():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    return nn.Sequential(nn.Linear(3, 8), layer), torch.randn(4, 5, 3)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm, self.out = nn.Embedding(6, 3), nn.BatchNorm1d(3), nn.Linear(3, 6)
+        self.out.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.out(self.norm(self.embed(x)))
+
+
+def tied():
+    return Tied(), torch.arange(4)
+
+
+ZOO = [resnet, mobilenet, norms, nested, lazy, materialized, transformer, tied]
+zoo = pytest.mark.parametrize("make", ZOO)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def with_head(make):
+    backbone, x = make()
+    return nn.Sequential(backbone, nn.Flatten(), nn.LazyLinear(2)), x
+
+
+def steps(net, x, optimizer=None):
+    """Three training steps; the names of the state_dict entries that changed."""
+    optimizer = optimizer or torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    before = {name: entry.clone() for name, entry in net.state_dict().items()}
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+    return {name for name, entry in net.state_dict().items() if not torch.equal(entry, before[name])}
+
+
+def flags(net):
+    return {name: parameter.requires_grad for name, parameter in net.named_parameters(remove_duplicate=False)}
+
+
+def modes(net):
+    return {name: module.training for name, module in net.named_modules()}
+
+
+def attributes(net):
+    """The names of everything that any module holds, so that nothing can be left behind."""
+    return {name: set(vars(module)) for name, module in net.named_modules()}
+
+
+# What freeze holds still
+
+
+def test_textbook_recipe_changes_only_the_new_head():
+    net, x = resnet()
+    freeze(net)
+    net.fc = nn.Linear(512, 100)
+    net.train()
+    assert len(net.state_dict()) == 122
+    assert steps(net, x, torch.optim.SGD(net.fc.parameters(), lr=0.1)) == {"fc.weight", "fc.bias"}
+
+
+@zoo
+def test_nothing_frozen_changes_in_train_mode(make):
+    net, x = with_head(make)
+    with torch.no_grad():
+        net.eval()(x)
+    names = freeze(net, "0.*")
+    assert names == [name for name in flags(net) if name.startswith("0.")]
+    assert flags(net) == {name: name.startswith("2.") for name in flags(net)}
+    # The features of a fresh MobileNetV2 are too small to move the head's weight.
+    assert {"2.bias"} <= steps(net.train(), x) <= {"2.weight", "2.bias"}
+    assert {type(module) for name, module in net.named_modules() if not module.training} == {
+        type(module) for module in net.modules() if isinstance(module, nn.modules.batchnorm._NormBase)
+    }
+
+
+@pytest.mark.parametrize("make", [resnet, norms, nested, materialized])
+def test_features_of_one_image_do_not_depend_on_its_batch(make):
+    net, x = make()
+    net.train()
+    alone, beside = net(x[:2])[:1], net(torch.cat([x[:1], x[2:] + 5]))[:1]
+    assert not torch.allclose(alone, beside, atol=1e-2)
+    freeze(net)
+    net.train()
+    torch.testing.assert_close(net(x[:1]), net(torch.cat([x[:1], x[2:] + 5]))[:1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [mobilenet, transformer])
+def test_dropout_in_a_frozen_part_is_left_alone(make):
+    net, x = make()
+    freeze(net)
+    net.train()
+    assert not torch.equal(net(x), net(x))
+
+
+@zoo
+def test_freeze_keeps_objects_keys_hooks_and_hyperparameters(make):
+    net, _ = make()
+
+    def described():
+        return (
+            [id(p) for p in net.parameters()],
+            [id(b) for b in net.buffers()],
+            [id(m) for m in net.modules()],
+            list(net.state_dict()),
+            [len(m._forward_pre_hooks) + len(m._forward_hooks) + len(m._backward_hooks) for m in net.modules()],
+            repr(net),
+        )
+
+    before = described()
+    freeze(net)
+    assert described() == before
+    unfreeze(net)
+    assert described() == before
+
+
+@pytest.mark.parametrize("optimizer", ["SGD momentum", "SGD decay", "Adam", "AdamW"])
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("when", ["after backward", "after zero_grad"])
+def test_freezing_late_stops_at_once(optimizer, set_to_none, when):
+    build = {
+        "SGD momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        "SGD decay": partial(torch.optim.SGD, lr=0.1, weight_decay=0.1),
+        "Adam": torch.optim.Adam,
+        "AdamW": torch.optim.AdamW,
+    }[optimizer]
+    net, x = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)), torch.randn(8, 3)
+    optimizer = build(net.parameters())
+    assert {"0.weight", "1.weight", "1.running_mean"} < steps(net, x, optimizer)
+    optimizer.zero_grad(set_to_none=set_to_none)
+    if when == "after backward":
+        net(x).square().mean().backward()
+    before = copy.deepcopy(net[:2].state_dict())
+    freeze(net, "0.*", "1.*")
+    optimizer.step()
+    for _ in range(3):
+        optimizer.zero_grad(set_to_none=set_to_none)
+        net.train()(x).square().mean().backward()
+        optimizer.step()
+    assert [name for name, entry in net[:2].state_dict().items() if not torch.equal(entry, before[name])] == []
+
+
+def test_freezing_drops_the_gradient_of_what_was_frozen_by_hand_and_no_other():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    net(torch.ones(1, 2)).sum().backward()
+    net[0].requires_grad_(False)
+    freeze(net, "0.*")
+    assert [parameter.grad is None for parameter in net.parameters()] == [True, True, False, False]
+
+
+def test_freezing_between_forward_and_backward_keeps_no_gradient():
+    net = nn.Linear(2, 1)
+    loss = net(torch.ones(1, 2)).sum()
+    freeze(net, "weight")
+    loss.backward()
+    assert net.weight.grad is None and net.bias.grad is not None
+
+
+def test_a_frozen_layer_passes_the_gradient_on():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+    freeze(net, "1.*")
+    net(torch.randn(4, 2)).sum().backward()
+    assert [layer.weight.grad is not None for layer in net] == [True, False, True]
+
+
+# Which norm layers
+
+
+def drifts(norm):
+    before = norm.num_batches_tracked.clone()
+    norm(torch.randn(4, norm.num_features))
+    return not torch.equal(before, norm.num_batches_tracked)
+
+
+def test_norm_stats_false_sets_flags_only():
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    before = modes(net)
+    assert freeze(net, norm_stats=False) == list(flags(net))
+    assert modes(net.train()) == before and drifts(net[1]) and not any(flags(net).values())
+    freeze(net)
+    assert not drifts(net.train()[1])
+    freeze(net, norm_stats=False)
+    assert not drifts(net.train()[1])
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, partial(nn.InstanceNorm1d, affine=True)])
+def test_norm_without_statistics_is_left_alone(norm):
+    net = norm(3, track_running_stats=False)
+    freeze(net)
+    assert net.training and not net.eval().training and net.train().training
+
+
+def test_norm_is_held_only_when_all_its_parameters_are_frozen():
+    net = nn.Sequential(nn.BatchNorm1d(3))
+    freeze(net, "0.weight")
+    assert drifts(net.train()[0])
+    freeze(net, "0.bias")
+    assert not drifts(net.train()[0])
+    unfreeze(net, "0.weight")
+    assert drifts(net[0])
+
+
+def test_norm_without_parameters_follows_the_module_around_it():
+    net, _ = nested()
+    plain = net.plain[0][0]
+    freeze(net, "block.*")
+    assert drifts(plain)
+    freeze(net, "plain.1.bias")
+    assert drifts(plain)
+    freeze(net, "plain.*")
+    assert not drifts(plain)
+    unfreeze(net, "block.*")
+    assert not drifts(plain.train())
+    unfreeze(net, "plain.1.bias")
+    assert drifts(plain)
+
+
+def test_norm_layers_frozen_by_hand_are_held_only_while_freeze_holds_them():
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).requires_grad_(False)
+    freeze(net, "0.bias")
+    assert [drifts(norm) for norm in net.train()] == [False, True]
+    freeze(net)
+    unfreeze(net, "1.*")
+    assert [drifts(norm) for norm in net.train()] == [False, True]
+    assert unfreeze(net) == ["0.weight", "0.bias"]
+    assert [drifts(norm) for norm in net] == [True, True] and not any(flags(net).values())
+
+
+def test_module_without_parameters():
+    assert freeze(nn.ReLU()) == unfreeze(nn.ReLU()) == []
+    net = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.BatchNorm1d(3, affine=False), nn.Linear(3, 1))
+    for layer in net[:2]:
+        freeze(layer)
+    assert not drifts(net.train()[1])
+    unfreeze(net, "0.*")
+    assert drifts(net[1])
+    freeze(net[1])
+    assert not drifts(net.train()[1])
+    assert unfreeze(net) == [] and drifts(net[1])
+
+
+@pytest.mark.parametrize(("frozen", "other"), ["ab", "ba"])
+def test_a_norm_shared_by_a_frozen_and_a_trainable_part_is_held(frozen, other):
+    norm = nn.BatchNorm1d(3, affine=False)
+    net = nn.ModuleDict({name: nn.Sequential(nn.Linear(3, 3), norm) for name in "ab"})
+    freeze(net, f"{frozen}.*")
+    unfreeze(net, f"{other}.*")
+    assert not drifts(norm.train())
+    unfreeze(net, f"{frozen}.*")
+    assert drifts(norm)
+
+
+def test_unfreezing_one_part_leaves_the_others():
+    net = nn.Sequential(*(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)) for _ in range(3)))
+    freeze(net)
+    net.train()
+    assert unfreeze(net, "2.*") == ["2.0.weight", "2.0.bias", "2.1.weight", "2.1.bias"]
+    assert [drifts(block[1]) for block in net] == [False, False, True]
+    net[0][1].weight.requires_grad_(True)
+    unfreeze(net, "1.*")
+    assert [drifts(block[1]) for block in net] == [False, True, True]
+
+
+# Undo
+
+
+@zoo
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_unfreeze_restores_flags_modes_and_attributes(make, by_hand):
+    net, _ = make()
+    if by_hand:
+        next(net.parameters()).requires_grad = False
+    before = flags(net), modes(net), attributes(net)
+    names = freeze(net)
+    assert not any(flags(net).values())
+    assert freeze(net) == names
+    assert unfreeze(net) == names
+    assert (flags(net), modes(net), attributes(net)) == before
+
+
+@pytest.mark.parametrize("make", [resnet, norms, tied, materialized])
+def test_unfrozen_statistics_move_again(make):
+    net, x = with_head(make)
+    net(x)
+    before = {name for name, _ in net.named_buffers() if "running" in name}
+    freeze(net)
+    unfreeze(net.train())
+    assert before <= steps(net, x)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("then", [[], [True], [False], [True, False], [False, True], [False, True, True]])
+def test_unfreeze_gives_the_mode_that_was_asked_last(first, then):
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout())
+    twin = copy.deepcopy(net)
+    net.train(first), twin.train(first)
+    freeze(net)
+    for mode in then:
+        assert net.train(mode) is net and net[1].train(mode) is net[1]
+        twin.train(mode)
+        assert not net[1].training and net[2].training == mode
+    unfreeze(net)
+    assert modes(net) == modes(twin)
+
+
+def test_flag_set_by_hand_after_freeze_counts_as_trainable_when_frozen_again():
+    net = nn.Linear(2, 2).requires_grad_(False)
+    freeze(net)
+    net.requires_grad_(True)
+    freeze(net)
+    unfreeze(net)
+    assert flags(net) == {"weight": True, "bias": True}
+
+
+def test_unfreeze_leaves_what_was_frozen_by_hand_before_or_beside():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    net[0].requires_grad_(False)
+    freeze(net, "1.*")
+    net[2].bias.requires_grad_(False)
+    assert unfreeze(net) == ["1.weight", "1.bias"]
+    assert [name for name, flag in flags(net).items() if not flag] == ["0.weight", "0.bias", "2.bias"]
+
+
+def test_part_and_whole_know_of_each_other():
+    net = nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), nn.Linear(3, 1))
+    assert freeze(net[0], "1.*") == ["1.weight", "1.bias"]
+    assert unfreeze(net) == ["0.1.weight", "0.1.bias"]
+    freeze(net)
+    assert unfreeze(net[0]) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert drifts(net[0][1]) and not any(flags(net[1]).values())
+
+
+@pytest.mark.parametrize("pattern", ["embed.*", "out.weight"])
+def test_tied_weights_freeze_and_unfreeze_under_both_names(pattern):
+    net, _ = tied()
+    assert freeze(net, pattern) == ["embed.weight", "out.weight"]
+    assert flags(net) == {name: name not in ("embed.weight", "out.weight") for name in flags(net)}
+    other = "out.weight" if pattern == "embed.*" else "embed.*"
+    assert unfreeze(net, other) == ["embed.weight", "out.weight"]
+    assert all(flags(net).values())
+    assert unfreeze(net) == []
+
+
+def test_tied_weights_frozen_through_a_part_are_unfrozen_through_the_other_name():
+    net, _ = tied()
+    freeze(net.embed)
+    assert unfreeze(net, "out.weight") == ["embed.weight", "out.weight"]
+    assert all(flags(net).values()) and attributes(net) == attributes(tied()[0])
+
+
+def test_a_shared_module_and_a_parameter_held_twice_have_all_their_names():
+    layer = nn.Linear(2, 2, bias=False)
+    layer.again = layer.weight
+    net = nn.ModuleDict({"a": layer, "b": nn.Sequential(layer), "c": nn.Linear(2, 2, bias=False)})
+    names = ["a.weight", "a.again", "b.0.weight", "b.0.again"]
+    assert freeze(net, "b.0.again") == names
+    assert unfreeze(net, "a.weight") == names
+
+
+# Layers that are special
+
+
+def test_lazy_modules_stay_frozen_when_they_materialize():
+    net, x = lazy()
+    before = flags(net)
+    freeze(net)
+    with pytest.raises(ValueError, match="uninitialized"):
+        net[0].weight.sum()
+    net.train()(x)
+    assert type(net[1]) is nn.BatchNorm2d and not any(flags(net).values())
+    assert [norm.num_batches_tracked.item() for norm in net[1:]] == [0, 0]
+    unfreeze(net)
+    net(x)
+    assert flags(net) == before and [norm.num_batches_tracked.item() for norm in net[1:]] == [1, 1]
+
+
+def test_a_train_method_of_the_layers_own_is_respected():
+    class Stubborn(nn.BatchNorm1d):
+        def __init__(self, features):
+            super().__init__(features)
+            self.drop = nn.Dropout()
+
+        def train(self, mode=True):
+            super().train(mode)
+            self.training = False
+            return self
+
+    net = nn.Sequential(Stubborn(3))
+    freeze(net)
+    net.eval()
+    assert not net[0].drop.training
+    net.train()
+    assert net[0].drop.training and not net[0].training
+    unfreeze(net)
+    assert not net[0].training
+
+    calls = []
+    layer = nn.BatchNorm1d(3)
+    layer.train = own = calls.append
+    freeze(layer)
+    layer.train(False)
+    assert calls == [False]
+    unfreeze(layer)
+    assert layer.train is own
+
+
+def test_wrong_mode_is_still_refused():
+    layer = nn.BatchNorm1d(3)
+    freeze(layer)
+    with pytest.raises(ValueError, match="boolean"):
+        layer.train("yes")
+
+
+# Copies
+
+
+def through_deepcopy(net, path):
+    return copy.deepcopy(net)
+
+
+def through_file(net, path):
+    torch.save(net, path)
+    return torch.load(path, weights_only=False)
+
+
+@pytest.mark.parametrize("through", [through_deepcopy, through_file])
+@pytest.mark.parametrize("make", [resnet, norms, nested, materialized, tied])
+def test_copies_are_frozen_and_independent(make, through, tmp_path):
+    net, x = make()
+    net.train()
+    before = flags(net), modes(net), attributes(net)
+    freeze(net)
+    frozen = flags(net), modes(net), attributes(net)
+    twin = through(net, tmp_path / "net.pt")
+    whole = nn.Sequential(twin, nn.Flatten(), nn.LazyLinear(2))
+    assert (flags(twin), modes(twin), attributes(twin)) == frozen
+    whole(x)
+    assert steps(whole.train(), x) == {"2.weight", "2.bias"}
+    twin.eval()
+    unfreeze(twin.train())
+    assert (flags(twin), modes(twin), attributes(twin)) == before
+    assert (flags(net), modes(net.train()), attributes(net)) == frozen
+    unfreeze(net)
+    assert (flags(net), modes(net), attributes(net)) == before
+
+
+def test_state_dict_carries_neither_flags_nor_anything_new(tmp_path):
+    net, x = norms()
+    plain, _ = norms()
+    freeze(net)
+    assert list(net.state_dict()) == list(plain.state_dict())
+    torch.save(net.state_dict(), tmp_path / "weights.pt")
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    plain.load_state_dict(weights)
+    assert all(flags(plain).values()) and all(modes(plain.train()).values())
+    torch.testing.assert_close(plain.eval()(x), net(x), rtol=0, atol=0)
+    for assign in (False, True):
+        net.load_state_dict(weights, assign=assign)
+        assert not any(flags(net).values())
+    unfreeze(net)
+    assert all(flags(net).values())
+
+
+def test_compiled_without_graph_breaks():
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3, affine=False))
+    x = torch.randn(4, 3) + 1
+    freeze(net)
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), copy.deepcopy(net).eval()(x))
+    compiled.train()
+    compiled(x)
+    assert [net[i].num_batches_tracked.item() for i in (1, 3)] == [0, 0]
+    assert unfreeze(compiled)[0] == "_orig_mod.0.weight"
+    compiled(x)
+    assert [net[i].num_batches_tracked.item() for i in (1, 3)] == [1, 1]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("pattern", "nearest"),
+    [
+        ("block", "block.*"),
+        ("blok.*", "block.*"),
+        ("block.pair.0.wieght", "block.pair.0.weight"),
+        ("Scale", "scale"),
+        ("block.pair.1.running_mean", "block.pair.1."),
+        ("", "nearest"),
+    ],
+)
+@pytest.mark.parametrize("call", [freeze, unfreeze])
+def test_pattern_that_matches_nothing_names_the_nearest(call, pattern, nearest):
+    net, _ = nested()
+    if call is unfreeze:
+        freeze(net)
+    before = flags(net), modes(net), attributes(net)
+    with pytest.raises(ValueError, match="no parameter name matches") as error:
+        call(net, "scale", pattern)
+    assert repr(pattern) in str(error.value) and nearest in str(error.value)
+    assert (flags(net), modes(net), attributes(net)) == before
+
+
+def test_pattern_on_a_module_without_parameters():
+    with pytest.raises(ValueError, match="there are none"):
+        freeze(nn.ReLU(), "*")
+
+
+@pytest.mark.parametrize("call", [freeze, unfreeze])
+def test_wrong_types_say_what_to_pass(call):
+    net = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match="generator: pass the model"):
+        call(net.parameters())
+    with pytest.raises(TypeError, match="list: pass names one by one"):
+        call(net, "weight", ["bias"])
+    assert all(flags(net).values())
+
+
+@pytest.mark.parametrize("patterns", [(), ("0.*",), ("*",), ("1.*", "0.weight")])
+def test_unfreeze_of_what_was_frozen_by_hand_raises(patterns):
+    net = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2), nn.Linear(2, 2))
+    if len(patterns) == 2:
+        freeze(net, "1.*")
+    before = flags(net)
+    with pytest.raises(ValueError, match=r"frozen without it: 0.weight.*requires_grad_\(True\)"):
+        unfreeze(net, *patterns)
+    assert flags(net) == before
+
+
+def test_unfreeze_of_what_trains_anyway_does_nothing():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    freeze(net, "0.*")
+    assert unfreeze(net, "1.*") == []
+    unfreeze(net)
+    assert unfreeze(net) == [] and all(flags(net).values())
+
+
+# Random trees, random sequences, against a model that knows only names
+
+LEAVES = {"linear": ("weight", "bias"), "tied": ("weight", "bias"), "norm": ("weight", "bias"), "plain": (), "drop": ()}
+leaf = st.sampled_from(sorted(LEAVES))
+trees = st.lists(st.lists(st.lists(leaf, max_size=2) | leaf, max_size=3) | leaf, min_size=1, max_size=3)
+
+
+def build(tree, shared):
+    if isinstance(tree, list):
+        return nn.Sequential(*(build(part, shared) for part in tree))
+    layer = {
+        "linear": partial(nn.Linear, 3, 3),
+        "tied": partial(nn.Linear, 3, 3),
+        "norm": partial(nn.BatchNorm1d, 3),
+        "plain": partial(nn.BatchNorm1d, 3, affine=False),
+        "drop": nn.Dropout,
+    }[tree]()
+    if tree == "tied":
+        layer.weight = shared
+    return layer
+
+
+class Predicted:
+    """Flags, records and modes by name; tied weights share one key."""
+
+    def __init__(self, tree):
+        self.modes, self.keys, self.norms = {}, {}, []
+        self.walk(tree, "")
+        self.flags = dict.fromkeys(self.keys.values(), True)
+        self.records, self.held = {}, set()
+
+    def walk(self, tree, name):
+        self.modes[name] = True
+        if isinstance(tree, list):
+            for index, part in enumerate(tree):
+                self.walk(part, f"{name}.{index}".lstrip("."))
+            return
+        for own in LEAVES[tree]:
+            self.keys[f"{name}.{own}"] = "shared" if (tree, own) == ("tied", "weight") else f"{name}.{own}"
+        if tree in ("norm", "plain"):
+            self.norms.append(name)
+
+    def match(self, patterns):
+        def one(pattern):
+            head, _, tail = pattern.partition("*")
+            hits = {key for name, key in self.keys.items() if name.startswith(head) and name.endswith(tail)}
+            return hits if "*" in pattern else {key for name, key in self.keys.items() if name == pattern}
+
+        return [one(pattern) for pattern in patterns]
+
+    def deciding(self, norm):
+        part = norm
+        while True:
+            keys = {key for name, key in self.keys.items() if not part or name.startswith(part + ".")}
+            if keys or not part:
+                return keys
+            part = part.rpartition(".")[0]
+
+    def names(self, keys):
+        return [name for name, key in self.keys.items() if key in keys]
+
+    def freeze(self, patterns, norm_stats):
+        groups = self.match(patterns or ["*"])
+        if patterns and not all(groups):
+            return ValueError
+        matched = set().union(*groups)
+        for key in matched:
+            self.records[key] = self.records.get(key) or self.flags[key]
+            self.flags[key] = False
+        for norm in self.norms:
+            keys = self.deciding(norm)
+            frozen = keys & matched and not any(self.flags[key] for key in keys)
+            if norm_stats and (frozen or not patterns):
+                self.held.add(norm)
+        return self.names(matched)
+
+    def unfreeze(self, patterns):
+        groups = self.match(patterns or ["*"])
+        if patterns and not all(groups):
+            return ValueError
+        for group in groups:
+            by_hand = any(not self.flags[key] for key in group) and not group & self.records.keys()
+            if by_hand and (patterns or not self.held):
+                return ValueError
+        matched = set().union(*groups)
+        restored = matched & self.records.keys()
+        for key in restored:
+            self.flags[key] = self.records.pop(key)
+        for norm in list(self.held):
+            keys = self.deciding(norm)
+            still = keys & self.records.keys() and not any(self.flags[key] for key in keys)
+            if (keys & matched or not patterns) and not still:
+                self.held.remove(norm)
+        return self.names(restored)
+
+    def train(self, part, mode):
+        for name in self.modes:
+            if not part or name == part or name.startswith(part + "."):
+                self.modes[name] = mode
+
+
+def check(net, predicted):
+    assert flags(net) == {name: predicted.flags[key] for name, key in predicted.keys.items()}
+    assert modes(net) == {name: mode and name not in predicted.held for name, mode in predicted.modes.items()}
+    for name in predicted.norms:
+        assert drifts(net.get_submodule(name)) == (predicted.modes[name] and name not in predicted.held)
+
+
+def called(function, *args, **kwargs):
+    try:
+        return function(*args, **kwargs)
+    except ValueError:
+        return ValueError
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(tree=trees, data=st.data())
+def test_random_sequences_are_as_predicted(tree, data):
+    net, predicted = build(tree, nn.Parameter(torch.ones(3, 3))), Predicted(tree)
+    by_name = dict(net.named_parameters(remove_duplicate=False))
+    for name, key in predicted.keys.items():
+        if predicted.flags[key] and data.draw(st.integers(0, 3)) == 0:
+            by_name[name].requires_grad = predicted.flags[key] = False
+    initial, left = flags(net), attributes(net)
+    globs = sorted({*by_name, "*", "*.weight", "*.bias", "none.*", *(f"{part}.*" for part in predicted.modes if part)})
+    patterns = st.lists(st.sampled_from(globs), max_size=2)
+    for action in data.draw(st.lists(st.sampled_from(["freeze", "freeze", "unfreeze", "train", "copy"]), max_size=8)):
+        if action == "copy":
+            net = copy.deepcopy(net)
+        elif action == "train":
+            part, mode = data.draw(st.sampled_from(sorted(predicted.modes))), data.draw(st.booleans())
+            net.get_submodule(part).train(mode)
+            predicted.train(part, mode)
+        elif action == "freeze":
+            chosen, norm_stats = data.draw(patterns), data.draw(st.sampled_from([True, True, False]))
+            assert called(freeze, net, *chosen, norm_stats=norm_stats) == predicted.freeze(chosen, norm_stats)
+        else:
+            chosen = data.draw(patterns)
+            assert called(unfreeze, net, *chosen) == predicted.unfreeze(chosen)
+        check(net, predicted)
+    called(unfreeze, net)
+    assert flags(net) == initial and modes(net) == predicted.modes and attributes(net) == left
