@@ -1,0 +1,123 @@
+"""Pictures that carry words: what a figure shows, computed from the figure, to be compared and to be read.
+
+A picture's bytes change with every version of matplotlib; its words do not. They also tell the figure to a reader who
+cannot see it.
+"""
+
+import base64
+import io
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+_POINTS = 8
+"""A series of more points is told by its first, last, lowest and highest."""
+
+
+def show(figure: "Figure") -> None:
+    """Display ``figure`` as a PNG whose ``text/plain`` are its words, print the words below it, and close it.
+
+    >>> from matplotlib.figure import Figure
+    >>> figure = Figure()
+    >>> _ = figure.subplots().plot([5, 50], [0.78, 0.84], label="frozen backbone")
+    >>> print(describe(figure))
+    Figure with 1 panel.
+    Line "frozen backbone", 2 points: (5, 0.78), (50, 0.84).
+    """
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+    from matplotlib import __version__, ft2font
+
+    # A picture can be compared only with one that was drawn by the same two, so it names them.
+    drawn_by = f"Matplotlib {__version__}, FreeType {ft2font.__freetype_version__}"
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": drawn_by})
+    plt.close(figure)  # or the notebook would show it a second time at the end of the cell
+    words = describe(figure)
+    display({"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": words}, raw=True)
+    print(words)
+
+
+def describe(figure: "Figure") -> str:
+    """The words of ``figure``: titles, labels, scales, legend, and every series with its data to 2 digits.
+
+    An axes that has an attribute ``words`` (``helpers.draw`` sets it) is told by that.
+    """
+    figure.draw_without_rendering()  # tick labels exist only after drawing
+    panels = [ax for ax in figure.axes if ax.get_visible()]
+    title = f": {_line(figure.get_suptitle())}" if figure.get_suptitle() else ""
+    lines = [f"Figure with {_count(len(panels), 'panel')}{title}."]
+    for number, ax in enumerate(panels, 1):
+        told = _panel(ax)
+        lines += [f"Panel {number}. {told[0]}", *told[1:]] if len(panels) > 1 and told else told
+    return "\n".join(lines)
+
+
+def _panel(ax: "Axes") -> list[str]:
+    words = getattr(ax, "words", None)
+    told = [f"{_line(ax.get_title())}."] if ax.get_title() else []
+    if words:
+        return [*told, words]
+    for name, axis in (("Across", ax.xaxis), ("Up", ax.yaxis)):
+        if axis.get_label_text():
+            scale = "" if axis.get_scale() == "linear" else f" ({axis.get_scale()} scale)"
+            told.append(f"{name}: {_line(axis.get_label_text())}{scale}.")
+    across, up = _names(ax.xaxis), _names(ax.yaxis)
+    for line in ax.get_lines():
+        told.append(_series("Line", line.get_label(), zip(*line.get_data(orig=False), strict=True), across, up))
+    for collection in ax.collections:
+        if len(offsets := collection.get_offsets()) and collection.get_offset_transform() == ax.transData:
+            told.append(_series("Points", collection.get_label(), offsets, across, up))
+    for bars in ax.containers:
+        if hasattr(bars, "datavalues"):
+            flat = bars.orientation == "horizontal"
+            middles = [b.get_y() + b.get_height() / 2 if flat else b.get_x() + b.get_width() / 2 for b in bars]
+            pairs = zip(middles, bars.datavalues, strict=True)
+            told.append(_series("Bars", bars.get_label(), pairs, up if flat else across, {}))
+    for image in ax.get_images():
+        data = image.get_array()
+        size = " x ".join(map(str, data.shape))
+        told.append(f"Image, {size}, from {_number(data.min())} to {_number(data.max())}, mean {_number(data.mean())}.")
+    if texts := [_line(text.get_text()) for text in ax.texts if text.get_text()]:
+        told.append(f"Written in it: {'; '.join(texts)}.")
+    if legend := ax.get_legend():
+        told.append(f"Legend: {'; '.join(_line(text.get_text()) for text in legend.get_texts())}.")
+    return told
+
+
+def _series(kind: str, label: Any, points: Any, across: dict[float, str], up: dict[float, str]) -> str:
+    def told(point: Any) -> str:
+        x, y = (float(value) for value in point)
+        return f"({across.get(round(x, 6)) or _number(x)}, {up.get(round(y, 6)) or _number(y)})"
+
+    points = list(points)
+    name = "" if str(label).startswith("_") else f' "{_line(str(label))}"'
+    if len(points) <= _POINTS:
+        shown = ", ".join(map(told, points))
+    else:
+        low, high = min(points, key=lambda p: p[1]), max(points, key=lambda p: p[1])
+        shown = f"first {told(points[0])}, last {told(points[-1])}, lowest {told(low)}, highest {told(high)}"
+    return f"{kind}{name}, {_count(len(points), 'point' if kind != 'Bars' else 'bar')}: {shown}."
+
+
+def _names(axis: "Axis") -> dict[float, str]:
+    """The ticks that carry names, not numbers."""
+    ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+    texts = {round(float(at), 6): _line(label.get_text()) for at, label in ticks}
+    return {at: text for at, text in texts.items() if any(character.isalpha() for character in text)}
+
+
+def _number(value: float) -> str:
+    short = float(f"{float(value):.2g}") + 0.0  # adding 0.0 makes -0.0 a plain 0
+    return f"{short:,.10g}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

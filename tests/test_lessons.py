@@ -1,0 +1,291 @@
+"""The rules for notebooks: the lessons keep them, and every planted fault is refused by name."""
+
+import base64
+import copy
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests import lessons
+
+ROOT = Path(__file__).parent.parent
+WORDS = "Figure with 1 panel."
+
+
+@pytest.mark.parametrize("path", lessons.paths(), ids=lambda path: path.stem)
+def test_a_lesson_keeps_the_rules(path):
+    assert lessons.faults(path) == []
+
+
+def test_there_are_lessons():
+    assert lessons.paths()
+
+
+def png(software="Matplotlib 3.11.2, FreeType 2.14.3", shade=0):
+    from PIL.PngImagePlugin import PngInfo
+
+    info, buffer = PngInfo(), io.BytesIO()
+    info.add_text("Software", software)
+    Image.new("L", (4, 4), shade).save(buffer, "png", pnginfo=info)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def code(id, source, outputs=(), tags=(), count=None):
+    metadata = {"tags": list(tags)} if tags else {}
+    cell = {"cell_type": "code", "id": id, "metadata": metadata, "source": source, "outputs": list(outputs)}
+    return {**cell, "execution_count": count}
+
+
+def stream(text):
+    return {"output_type": "stream", "name": "stdout", "text": text}
+
+
+def display(**data):
+    return {"output_type": "display_data", "metadata": {}, "data": {key.replace("_", "/"): data[key] for key in data}}
+
+
+def good():
+    error = {"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": ["ValueError: no"]}
+    return {
+        "cells": [
+            {"cell_type": "markdown", "id": "title", "metadata": {}, "source": "# A title\n\n![a leaf](leaf.png)"},
+            code("two", "print(2)", [stream("2\n")], count=1),
+            code("fails", "raise ValueError('no')", [error], ["raises-exception"], count=2),
+            code("drawn", "show(figure)", [display(image_png=png(), text_plain=WORDS), stream(WORDS + "\n")], count=3),
+        ],
+        "metadata": copy.deepcopy(lessons.METADATA),
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+
+
+def put(path, notebook):
+    path.write_text(lessons.written(notebook), "utf-8")
+    return path
+
+
+def test_a_good_notebook_has_no_fault(tmp_path):
+    assert lessons.faults(put(tmp_path / "good.ipynb", good())) == []
+
+
+def edit(cell, **changes):
+    return lambda notebook: notebook["cells"][cell].update(changes)
+
+
+def say(text):
+    return edit(1, outputs=[stream(text)])
+
+
+FAULTS = {
+    "never executed": (1, edit(1, execution_count=None), "never executed"),
+    "executed twice": (1, edit(1, execution_count=7), "out of order: number 7, where 1 is due"),
+    "executed before the one above": (2, edit(2, execution_count=1), "out of order"),
+    "skip comment": (1, edit(1, source="# NBVAL_SKIP\nprint(2)"), "NBVAL_SKIP hides"),
+    "ignore comment": (1, edit(1, source="print(2)\n  ## NBVAL_IGNORE_OUTPUT"), "NBVAL_IGNORE_OUTPUT hides"),
+    "old ignore comment": (1, edit(1, source="# PYTEST_VALIDATE_IGNORE_OUTPUT"), "hides the cell"),
+    "raises comment": (1, edit(1, source="# NBVAL_RAISES_EXCEPTION\nprint(2)"), "NBVAL_RAISES_EXCEPTION hides"),
+    "skip tag": (1, edit(1, metadata={"tags": ["nbval-skip"]}), "nbval-skip hides"),
+    "ignore tag": (1, edit(1, metadata={"tags": ["nbval-ignore-output"]}), "nbval-ignore-output hides"),
+    "figure without words": (
+        3,
+        edit(3, outputs=[display(image_png=png(), text_plain="<Figure size 640x480 with 1 Axes>")]),
+        "a figure without words",
+    ),
+    "figure without text": (3, edit(3, outputs=[display(image_png=png())]), "a figure without words"),
+    "figure whose words are hidden": (
+        3,
+        edit(3, outputs=[display(image_png=png(), text_plain=WORDS)]),
+        "words are not visible",
+    ),
+    "figure as svg": (3, edit(3, outputs=[{**display(text_plain=WORDS), "data": {"image/svg+xml": "<svg/>"}}]), "PNG"),
+    "tag without an error": (2, edit(2, outputs=[]), "no stored error"),
+    "error without a tag": (2, edit(2, metadata={}), "the error ValueError, but no tag"),
+    "address": (1, say("<object at 0x7f8a2c3d4e50>"), "an address in an output: '0x7f8a2c3d4e50'"),
+    "path": (1, say("saved to /home/me/net.pt"), "a path in an output: '/home/me/net.pt'"),
+    "path in the home folder": (1, say("saved to ~/net.pt"), "a path in an output"),
+    "windows path": (1, say("C:\\Users\\me"), "a path in an output"),
+    "time": (1, say("took 125 ms"), "a time in an output: '125 ms'"),
+    "clock": (1, say("done at 12:34:56"), "a time in an output"),
+    "date": (1, say("on 2026-01-31"), "a time in an output"),
+    "progress bar": (1, say(" 50%|#####     | 5/10"), "a progress bar"),
+    "full digits": (1, say("loss 0.69314718"), "more than 4 decimals"),
+    "address in a result": (1, edit(1, outputs=[display(text_plain="f at 0x7f8a2c3d4e50")]), "an address"),
+    "path in an error": (
+        2,
+        edit(2, outputs=[{**good()["cells"][2]["outputs"][0], "evalue": "/tmp/x/y", "traceback": []}]),
+        "a path in an output",
+    ),
+    "id missing": (1, lambda notebook: notebook["cells"][1].pop("id"), "the id is missing"),
+    "id twice": (2, edit(2, id="two"), "the id is there twice"),
+    "random id": (1, edit(1, id="3f2a9c1d"), "not a readable one"),
+    "long random id": (1, edit(1, id="3f2a9c1d-0b1c-4d5e-8f90-123456789abc"), "not a readable one"),
+    "remote image": (0, edit(0, source="![a leaf](https://example.org/leaf.png)"), "is remote"),
+    "image without words": (0, edit(0, source="![](leaf.png)"), "no alternative text"),
+    "tag without words": (0, edit(0, source='<img src="leaf.png">'), "no alternative text"),
+    "tag with empty words": (0, edit(0, source='<img alt="" src="leaf.png">'), "no alternative text"),
+    "remote tag": (0, edit(0, source="<img alt='a leaf' src='//example.org/leaf.png'>"), "is remote"),
+    "image in an output": (
+        1,
+        edit(1, outputs=[display(text_html="<img src='leaf.png'>", text_plain="x")]),
+        "no alternative",
+    ),
+    "13 lines": (1, edit(1, source="\n".join(["print(2)"] * 13)), "13 lines, more than 12"),
+    "cell metadata": (1, edit(1, metadata={"collapsed": True}), "metadata that a save drops: collapsed"),
+    "timing metadata": (1, edit(1, metadata={"execution": {"iopub.execute_input": "now"}}), "a save drops: execution"),
+    "output metadata": (
+        3,
+        lambda notebook: notebook["cells"][3]["outputs"][0].update(metadata={"a": 1}),
+        "save drops: a",
+    ),
+    "long traceback": (
+        2,
+        lambda notebook: notebook["cells"][2]["outputs"][0].update(traceback=["File x", "ValueError: no"]),
+        "a traceback that is not cut",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_named_with_file_and_cell(name, tmp_path):
+    cell, plant, told = FAULTS[name]
+    notebook = good()
+    plant(notebook)
+    path = tmp_path / "lesson.ipynb"
+    path.write_text(json.dumps(notebook), "utf-8")
+    where = notebook["cells"][cell].get("id", cell)
+    assert any(f"lesson.ipynb, cell {where!r}" in fault and told in fault for fault in lessons.faults(path))
+
+
+NOTEBOOK_FAULTS = {
+    "another kernel": (
+        lambda notebook: notebook["metadata"]["kernelspec"].update(name="conda"),
+        "the kernel is 'conda'",
+    ),
+    "no kernel": (lambda notebook: notebook["metadata"].pop("kernelspec"), "the kernel is None"),
+    "metadata": (lambda notebook: notebook["metadata"].update(widgets={}), "metadata that a save drops: widgets"),
+    "version": (
+        lambda notebook: notebook["metadata"]["language_info"].update(version="3.11.7"),
+        "a save drops: language_info.version",
+    ),
+    "format without ids": (lambda notebook: notebook.update(nbformat_minor=4), "not of format 4.5"),
+}
+
+
+@pytest.mark.parametrize("name", NOTEBOOK_FAULTS)
+def test_a_fault_of_the_whole_notebook_is_named(name, tmp_path):
+    plant, told = NOTEBOOK_FAULTS[name]
+    notebook = good()
+    plant(notebook)
+    path = tmp_path / "lesson.ipynb"
+    path.write_text(json.dumps(notebook), "utf-8")
+    assert any("lesson.ipynb" in fault and told in fault for fault in lessons.faults(path))
+
+
+@pytest.mark.parametrize("text", ["{", json.dumps(good()) + "x"])
+def test_a_file_that_is_not_json_is_named(text, tmp_path):
+    path = tmp_path / "lesson.ipynb"
+    path.write_text(text)
+    assert lessons.faults(path)[0].startswith("lesson.ipynb: not JSON")
+
+
+def test_another_layout_of_the_same_notebook_is_refused(tmp_path):
+    path = tmp_path / "lesson.ipynb"
+    path.write_text(json.dumps(good()))
+    assert lessons.faults(path) == ["lesson.ipynb: not in the form that 'make save' writes"]
+
+
+# What runs a kernel
+
+
+def unsaved(*sources):
+    notebook = good()
+    notebook["cells"] = [code(f"cell-{n}", source) for n, source in enumerate(sources)]
+    return notebook
+
+
+DRAW = "import matplotlib.pyplot as plt\nfrom helpers.figures import show\nfigure, ax = plt.subplots()\n"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A notebook as an editor leaves it, saved once: random and missing ids, foreign metadata, an error, a figure."""
+    notebook = unsaved("print(2)", "1 / 0", DRAW + "_ = ax.plot([0, 1], [0, 2], label='slope')\nshow(figure)", "3")
+    notebook["metadata"] = {"kernelspec": {"name": "conda"}, "widgets": {}}
+    notebook["cells"][0]["id"] = "3f2a9c1d"
+    del notebook["cells"][3]["id"]
+    notebook["cells"][1]["metadata"] = {"tags": ["raises-exception"], "collapsed": True}
+    path = tmp_path_factory.mktemp("saved") / "lesson.ipynb"
+    path.write_text(json.dumps(notebook))
+    lessons.save(path)
+    return path
+
+
+def test_what_is_saved_keeps_the_rules(saved):
+    assert lessons.faults(saved) == []
+    cells = json.loads(saved.read_text())["cells"]
+    assert [cell["id"] for cell in cells] == ["code-print-2", "cell-1", "cell-2", "code-3"]
+    assert cells[1]["outputs"][0]["traceback"] == ["ZeroDivisionError: division by zero"]
+
+
+def test_a_second_save_changes_nothing(saved):
+    before = saved.read_bytes()
+    lessons.save(saved)
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == ["lesson.ipynb"]
+
+
+def test_a_failing_cell_is_named_and_the_file_left_as_it_was(tmp_path, capsys):
+    path = put(tmp_path / "lesson.ipynb", unsaved("print(2)", "undefined"))
+    before = path.read_bytes()
+    assert lessons.main([str(path)]) == 1
+    told = capsys.readouterr().out
+    assert "lesson.ipynb: left as it is" in told and "'undefined' is not defined" in told
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def figure(cells):
+    return cells[2]["outputs"][0]["data"]
+
+
+def replace(cell, old, new):
+    return lambda cells: cells[cell].update(source=cells[cell]["source"].replace(old, new))
+
+
+# What is changed, and the cell that must fail.
+PLANTED = {
+    "nothing": (lambda cells: None, None),
+    "output": (lambda cells: cells[0]["outputs"][0].update(text="3\n"), 0),
+    "error": (lambda cells: cells[1]["outputs"][0].update(evalue="by two"), 1),
+    "slope": (replace(2, "[0, 2]", "[0, 3]"), 2),
+    "label": (replace(2, "'slope'", "'line'"), 2),
+    "color, which only the picture shows": (replace(2, "label=", "color='k', label="), 2),
+    "picture of another version": (lambda cells: figure(cells).update({"image/png": png("Matplotlib 3.9.0")}), None),
+}
+
+
+@pytest.fixture(scope="module")
+def verdict(saved, tmp_path_factory):
+    """What strict nbval, with this project's own settings, says of the saved notebook after each change."""
+    folder = tmp_path_factory.mktemp("planted")
+    for number, (change, _) in enumerate(PLANTED.values()):
+        notebook = lessons.read(saved)
+        change(notebook["cells"])
+        put(folder / f"{number}.ipynb", notebook)
+    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-q"]
+    command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), str(folder)]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    assert f"5 failed, {4 * len(PLANTED) - 5} passed" in told, told
+    return told
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_strict_nbval_notices_a_changed(name, verdict):
+    number, cell = list(PLANTED).index(name), PLANTED[name][1]
+    failed = re.findall(rf"FAILED (?:\S*/)?{number}\.ipynb::Cell (\d)", verdict)
+    assert failed == ([] if cell is None else [str(cell)]), verdict
