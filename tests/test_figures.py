@@ -1,0 +1,107 @@
+"""A figure's words: all that it shows, and nothing that changes with the version that draws it."""
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from helpers.figures import describe, show
+
+matplotlib.use("Agg")
+
+
+def panel(**settings):
+    ax = Figure().subplots()
+    ax.set(**settings)
+    return ax
+
+
+def told(ax):
+    return describe(ax.figure).splitlines()
+
+
+def test_titles_labels_scales_and_legend():
+    ax = panel(title="Two\nlines", xlabel="images", ylabel="accuracy", xscale="log")
+    ax.plot([1, 10], [0.123, -0.0], label="frozen")
+    ax.legend()
+    ax.figure.suptitle("All")
+    assert told(ax) == [
+        "Figure with 1 panel: All.",
+        "Two lines.",
+        "Across: images (log scale).",
+        "Up: accuracy.",
+        'Line "frozen", 2 points: (1, 0.12), (10, 0).',
+        "Legend: frozen.",
+    ]
+
+
+def test_a_long_series_is_told_by_its_ends_and_extremes():
+    ax = panel()
+    ax.plot(range(100), [(x - 30) ** 2 for x in range(100)])
+    assert told(ax)[1] == "Line, 100 points: first (0, 900), last (99, 4,800), lowest (30, 0), highest (99, 4,800)."
+
+
+def test_bars_by_their_names_upright_and_lying():
+    upright, lying = panel(), panel()
+    upright.bar(["train", "eval"], [62, 2], label="entries")
+    lying.barh(["train", "eval"], [62, 2])
+    assert told(upright)[1] == 'Bars "entries", 2 bars: (train, 62), (eval, 2).'
+    assert told(lying)[1] == "Bars, 2 bars: (train, 62), (eval, 2)."
+
+
+def test_points_images_and_texts():
+    ax = panel()
+    ax.scatter([1, 2], [3, 4], label="seeds")
+    assert told(ax)[1] == 'Points "seeds", 2 points: (1, 3), (2, 4).'
+    ax = panel()
+    ax.imshow(np.array([[0, 1], [2, 3]]))
+    ax.text(0, 0, "here")
+    assert told(ax)[1:] == ["Image, 2 x 2, from 0 to 3, mean 1.5.", "Written in it: here."]
+
+
+def test_panels_are_numbered_and_hidden_ones_left_out():
+    figure = Figure()
+    first, second, hidden = figure.subplots(1, 3)
+    first.set_title("a")
+    second.plot([1], [1])
+    hidden.set_visible(False)
+    assert describe(figure).splitlines() == ["Figure with 2 panels.", "Panel 1. a.", "Panel 2. Line, 1 point: (1, 1)."]
+
+
+def test_an_axes_with_words_of_its_own_is_told_by_them():
+    ax = panel(title="Graph")
+    ax.plot([1], [1])
+    ax.words = "3 nodes"
+    assert told(ax) == ["Figure with 1 panel.", "Graph.", "3 nodes"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ax: ax.plot([0, 1], [0, 1]),
+        lambda ax: ax.set_title("other"),
+        lambda ax: ax.set_xlabel("other"),
+        lambda ax: ax.set_yscale("symlog"),
+        lambda ax: ax.lines[0].set_ydata([0, 3]),
+        lambda ax: ax.lines[0].set_label("other"),
+        lambda ax: ax.legend(),
+        lambda ax: ax.text(0, 0, "other"),
+        lambda ax: ax.bar([1], [1]),
+        lambda ax: ax.scatter([1], [1]),
+    ],
+)
+def test_every_change_is_in_the_words(change):
+    ax = panel(ylabel="y")
+    ax.plot([0, 1], [0, 2], label="slope")
+    before = describe(ax.figure)
+    change(ax)
+    assert describe(ax.figure) != before
+
+
+def test_show_prints_the_words_and_closes_the_figure(capsys):
+    import matplotlib.pyplot as plt
+
+    figure, _ = plt.subplots()
+    show(figure)
+    assert "Figure with 1 panel." in capsys.readouterr().out
+    assert not plt.fignum_exists(figure.number)
