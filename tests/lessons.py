@@ -19,7 +19,8 @@ from nbformat.v4.rwbase import rejoin_lines
 from nbval.plugin import comment_markers, metadata_tags
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-LONGEST = 12
+LONGEST, WIDEST = 12, 88
+"""Lines of a code cell, and characters of a line: more is not seen at the width of a notebook."""
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -153,6 +154,8 @@ def _code_faults(cell: dict, due: int):
         yield f"executed out of order: number {cell['execution_count']}, where {due} is due"
     if len(source.splitlines()) > LONGEST:
         yield f"{len(source.splitlines())} lines, more than {LONGEST}"
+    if wide := [line for line in source.splitlines() if len(line) > WIDEST]:
+        yield f"a line of {len(wide[0])} characters, more than {WIDEST}"
     for marker in [*comment_markers, *(tag for tag in metadata_tags if tag != "raises-exception")]:
         if re.search(rf"\b{marker}\b", source) or marker in tags:
             yield f"{marker} hides the cell from nbval"

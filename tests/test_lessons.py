@@ -136,6 +136,7 @@ FAULTS = {
         "no alternative",
     ),
     "13 lines": (1, edit(1, source="\n".join(["print(2)"] * 13)), "13 lines, more than 12"),
+    "89 characters": (1, edit(1, source="#" * 89), "a line of 89 characters, more than 88"),
     "cell metadata": (1, edit(1, metadata={"collapsed": True}), "metadata that a save drops: collapsed"),
     "timing metadata": (1, edit(1, metadata={"execution": {"iopub.execute_input": "now"}}), "a save drops: execution"),
     "output metadata": (

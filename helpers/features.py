@@ -1,0 +1,108 @@
+"""Run a frozen backbone once, so that a head trains on what it gave."""
+
+import re
+import warnings
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+from helpers.auditing import audit
+
+
+def cache_features(backbone: nn.Module, loader: Iterable) -> TensorDataset:
+    """The outputs of a frozen backbone with their labels, on the CPU and in the order of the loader.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from torch.utils.data import DataLoader, TensorDataset
+    >>> images = TensorDataset(torch.rand(10, 1, 8, 8), torch.arange(10))
+    >>> backbone = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()).requires_grad_(False)
+    >>> features, labels = cache_features(backbone, DataLoader(images, batch_size=4)).tensors
+    >>> features.shape, labels.shape
+    (torch.Size([10, 144]), torch.Size([10]))
+
+    A batch is a pair: a tensor of inputs, moved to the backbone's device, and a tensor or list of labels. The features
+    are ordinary tensors, for ``no_grad``; what ``inference_mode`` makes cannot be saved for the head's backward
+    (https://docs.pytorch.org/docs/stable/generated/torch.autograd.grad_mode.inference_mode.html). Only one batch of
+    activations is in memory at a time. Modes and torch's CPU random state stay as they are. After 2 s a progress bar
+    appears.
+
+    A loader that shuffles or augments gives a UserWarning, because the cache keeps what it drew this once. It is
+    recognized by ``shuffle`` and by class names (RandomSampler, RandomCrop, ColorJitter) in the loader's and dataset's
+    ``sampler`` and ``transform``, so what a ``collate_fn`` or ``__getitem__`` draws goes unnoticed.
+
+    Raises ValueError for a backbone with trainable parameters, or in a mode that makes its features random or its
+    statistics drift, and when there are no batches or not as many labels as features; TypeError for other types.
+    """
+    unsteady = [found for found in audit(backbone) if found.rule in ("norm-statistics-drift", "dropout-in-frozen-part")]
+    if trainable := [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]:
+        names = ", ".join(trainable[:3]) + (", ..." if len(trainable) > 3 else "")
+        raise ValueError(
+            f"the backbone has {len(trainable)} trainable parameters ({names}), so its features will change: "
+            "freeze(backbone) first, and leave the head out"
+        )
+    if unsteady:
+        raise ValueError("\n".join(["the backbone would give other features the next time:", *map(str, unsteady)]))
+    if drawn := _random_parts(loader):
+        warnings.warn(
+            f"the cache keeps what {', '.join(drawn)} drew this once: each epoch on it sees the same. Cache without "
+            "augmentation, in order, and shuffle the cache: DataLoader(cache, shuffle=True)",
+            stacklevel=2,
+        )
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    like = next(chain(backbone.parameters(), backbone.buffers()), torch.empty(0))
+    features, targets = [], []
+    # The random state, because a DataLoader draws a seed for each pass.
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.no_grad():
+        for batch in tqdm(loader, desc="cache_features", delay=2, leave=False):
+            match batch:
+                case [torch.Tensor() as inputs, labels]:
+                    output = backbone(inputs.to(like.device))
+                case _:
+                    raise TypeError(
+                        f"a batch must be a pair (tensor of inputs, labels), not {_form(batch)}: "
+                        "give the DataLoader a collate_fn that makes such pairs"
+                    )
+            if not isinstance(output, torch.Tensor):
+                raise TypeError(f"the backbone must give one tensor, not {_form(output)}: wrap it to pick one")
+            try:
+                target = torch.as_tensor(labels)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TypeError(f"labels must be a tensor or a list of numbers, not {_form(labels)}") from error
+            if not output.ndim or output.shape[:1] != target.shape[:1]:
+                shapes = f"features {tuple(output.shape)} and labels {tuple(target.shape)}"
+                raise ValueError(f"every row of features needs one label, but the shapes are: {shapes}")
+            # Copies, because a slice would keep all that it is a slice of.
+            features.append(output.to("cpu", copy=True))
+            targets.append(target.to("cpu", copy=True))
+        if not features:
+            raise ValueError("the loader gave no batch: its dataset is empty, or smaller than a batch with drop_last")
+        return TensorDataset(torch.cat(features), torch.cat(targets))
+
+
+def _form(value: object) -> str:
+    kind = type(value).__name__
+    return (
+        f"a {kind} of {', '.join(type(item).__name__ for item in value)}" if isinstance(value, list | tuple) else kind
+    )
+
+
+def _random_parts(loader: Any) -> list[str]:
+    """The classes of what draws at random each time the loader is read."""
+    parts, seen, found = [loader], set(), []
+    for part in parts:  # grows
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        named = re.search("Random|Augment|AugMix|Jitter|Elastic", type(part).__name__)
+        if getattr(part, "shuffle", None) is True or (named and not isinstance(part, Dataset)):
+            found.append(type(part).__name__)
+        for attribute in ("sampler", "batch_sampler", "dataset", "datasets", "transform", "transforms"):
+            inner: Any = getattr(part, attribute, None)
+            parts += [*inner] if isinstance(inner, list | tuple | nn.Sequential) else [inner]
+    return list(dict.fromkeys(found))

@@ -1,0 +1,276 @@
+"""cache_features gives what the frozen backbone gives, refuses what would not stay the same, and changes nothing."""
+
+import re
+import warnings
+import weakref
+from itertools import count
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+from torchvision.models import resnet18
+from torchvision.transforms import v2
+
+from helpers.features import cache_features
+from helpers.freezing import freeze
+
+
+def images(count=10, size=8):
+    generator = torch.Generator().manual_seed(0)
+    return TensorDataset(torch.rand(count, 3, size, size, generator=generator), torch.arange(count) % 5)
+
+
+def small_backbone():
+    torch.manual_seed(1)
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten())
+    freeze(backbone)
+    backbone[3].eval()
+    return backbone
+
+
+def resnet_backbone():
+    torch.manual_seed(1)
+    backbone = resnet18()
+    backbone.fc = nn.Identity()
+    freeze(backbone)
+    return backbone
+
+
+def train_head(head, batches):
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9)
+    for inputs, labels in batches:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(head(inputs), labels).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("build, width, size", [(small_backbone, 144, 8), (resnet_backbone, 512, 32)])
+def test_a_head_trained_on_the_cache_gets_the_weights_it_gets_behind_the_backbone(build, width, size):
+    backbone = build()
+    loader = DataLoader(images(10, size), batch_size=4)
+    torch.manual_seed(2)
+    head, other = nn.Linear(width, 5), nn.Linear(width, 5)
+    other.load_state_dict(head.state_dict())
+    cache = cache_features(backbone, loader)
+    for _ in range(3):
+        train_head(nn.Sequential(backbone, other), loader)
+        train_head(head, DataLoader(cache, batch_size=4))
+    torch.testing.assert_close(head.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+def test_features_are_those_of_the_backbone_in_the_loaders_order_and_ready_for_a_head():
+    backbone, data = small_backbone(), images()
+    cache = cache_features(backbone, DataLoader(data, batch_size=3))
+    features, labels = cache.tensors
+    assert isinstance(cache, TensorDataset) and len(cache) == 10
+    torch.testing.assert_close(features, backbone(data.tensors[0]))
+    assert torch.equal(labels, data.tensors[1])
+    assert not features.requires_grad and features.grad_fn is None and not features.is_inference()
+
+
+def test_inputs_go_to_the_backbones_device_and_no_graph_is_kept():
+    class Elsewhere(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("place", torch.empty(1, device="meta"))
+
+        def forward(self, x):
+            self.seen = x.device
+            return scale[: len(x)] * 2
+
+    backbone, scale = Elsewhere(), torch.ones(3, 1, requires_grad=True)
+    features, _ = cache_features(backbone, [(torch.zeros(3, 1), torch.zeros(3))]).tensors
+    assert backbone.seen == torch.device("meta")
+    assert features.tolist() == [[2.0]] * 3 and features.grad_fn is None
+
+
+def test_features_train_a_head_also_when_cached_inside_inference_mode():
+    with torch.inference_mode():
+        features, _ = cache_features(small_backbone(), DataLoader(images(), batch_size=4)).tensors
+    nn.Linear(144, 2)(features).sum().backward()
+
+
+def test_only_the_features_of_a_batch_are_kept():
+    wide, alive = [], []
+
+    class FirstColumn(nn.Module):
+        def forward(self, x):
+            alive.append(sum(reference() is not None for reference in wide))
+            output = x.repeat(1, 100)
+            wide.append(weakref.ref(output))
+            return output[:, :1]
+
+    features, _ = cache_features(FirstColumn(), DataLoader(TensorDataset(torch.rand(10, 2), torch.arange(10)))).tensors
+    assert features.shape == (10, 1) and max(alive) <= 1
+
+
+def test_a_loader_may_use_its_tensors_again():
+    def batches():
+        inputs, labels = torch.zeros(2, 1), torch.zeros(2)
+        for number in range(3):
+            yield inputs.fill_(number), labels.fill_(number)
+
+    features, labels = cache_features(nn.Identity(), batches()).tensors
+    assert features.flatten().tolist() == labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_modes_buffers_gradients_and_random_state_stay():
+    backbone = small_backbone()
+    backbone.append(nn.Sequential(nn.Dropout(0.0), nn.Linear(144, 2).requires_grad_(False)))
+    backbone[0].weight.grad = torch.ones_like(backbone[0].weight)
+    modes = [module.training for module in backbone.modules()]
+    buffers = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    random = torch.get_rng_state()
+    with pytest.warns(UserWarning):
+        cache_features(backbone, DataLoader(images(), batch_size=4, shuffle=True))
+    assert len(set(modes)) == 2 and modes == [module.training for module in backbone.modules()]
+    torch.testing.assert_close(dict(backbone.named_buffers()), buffers, rtol=0, atol=0)
+    assert torch.equal(backbone[0].weight.grad, torch.ones_like(backbone[0].weight))
+    assert torch.equal(torch.get_rng_state(), random) and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([3, 1]), [3, 1], (3, 1), [torch.tensor(3), torch.tensor(1)]])
+def test_labels_may_be_a_tensor_or_a_list(labels):
+    cache = cache_features(nn.Flatten(), [(torch.zeros(2, 1, 4), labels), [torch.ones(2, 1, 4), labels]])
+    assert cache[3][0].tolist() == [1] * 4
+    assert [label.tolist() for _, label in cache] == [3, 1, 3, 1]
+
+
+# What it refuses ------------------------------------------------------------------------------------------------------
+
+
+def loader(**options):
+    return DataLoader(images(), batch_size=4, **options)
+
+
+def pair(inputs=None, labels=None):
+    return (torch.zeros(2, 3, 8, 8) if inputs is None else inputs, torch.zeros(2) if labels is None else labels)
+
+
+class Tuple(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean()
+
+
+@pytest.mark.parametrize(
+    "backbone, batches, error, named",
+    [
+        (nn.Conv2d(3, 4, 3), loader(), ValueError, "2 trainable parameters (weight, bias)"),
+        (resnet18(), loader(), ValueError, "62 trainable parameters (conv1.weight, bn1.weight, bn1.bias, ...)"),
+        (nn.BatchNorm2d(3).requires_grad_(False), loader(), ValueError, "norm-statistics-drift: the model is frozen"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout()).requires_grad_(False), loader(), ValueError, "'1' drops"),
+        (nn.Flatten(), [], ValueError, "no batch"),
+        (nn.Flatten(), DataLoader(images(2), batch_size=4, drop_last=True), ValueError, "no batch"),
+        (nn.Flatten(), [pair(labels=torch.zeros(3))], ValueError, "(2, 192) and labels (3,)"),
+        (nn.Flatten(), DataLoader(images(), batch_size=None), ValueError, "and labels ()"),
+        (Mean(), [pair()], ValueError, "features () and labels (2,)"),
+        (Mean(), [pair(labels=torch.tensor(1))], ValueError, "features () and labels ()"),
+        (Tuple(), loader(), TypeError, "not a tuple of Tensor, Tensor"),
+        (nn.Flatten(), [torch.zeros(2, 3)], TypeError, "(tensor of inputs, labels), not Tensor"),
+        (nn.Flatten(), [[torch.zeros(2, 3)]], TypeError, "not a list of Tensor"),
+        (nn.Flatten(), [(torch.zeros(2, 3), 0, 1)], TypeError, "not a tuple of Tensor, int, int"),
+        (nn.Flatten(), [{"image": torch.zeros(2, 3)}], TypeError, "not dict"),
+        (nn.Flatten(), [({"image": torch.zeros(2, 3)}, [0, 1])], TypeError, "not a tuple of dict, list"),
+        (nn.Flatten(), [pair(labels=["cat", "dog"])], TypeError, "labels must be a tensor or a list of numbers"),
+        (
+            nn.Flatten(),
+            [pair(labels={"boxes": 1})],
+            TypeError,
+            "labels must be a tensor or a list of numbers, not dict",
+        ),
+        (torch.flatten, loader(), TypeError, "must be an nn.Module"),
+    ],
+)
+def test_it_refuses_what_it_cannot_cache(backbone, batches, error, named):
+    with pytest.raises(error, match=re.escape(named)):
+        cache_features(backbone, batches)
+
+
+# What it warns of -----------------------------------------------------------------------------------------------------
+
+
+class Pictures(Dataset):
+    """Like torchvision's datasets; its own name says nothing."""
+
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return torch.zeros(3), index
+
+
+class RandomPictures(Pictures):
+    pass
+
+
+class Holds:
+    def __init__(self, transform):
+        self.transform = transform
+
+
+@pytest.mark.parametrize(
+    "draws, names",
+    [
+        (DataLoader(Pictures(), shuffle=True), "RandomSampler"),
+        (DataLoader(Pictures(), batch_sampler=BatchSampler(RandomSampler(range(2)), 2, False)), "RandomSampler"),
+        (DataLoader(Pictures(), sampler=WeightedRandomSampler([1, 1], 2)), "WeightedRandomSampler"),
+        (DataLoader(Pictures(), sampler=DistributedSampler(range(2), 1, 0)), "DistributedSampler"),
+        (DataLoader(Pictures(transform=v2.RandomCrop(2))), "RandomCrop"),
+        (DataLoader(Pictures(transforms=Holds(v2.TrivialAugmentWide()))), "TrivialAugmentWide"),
+        (DataLoader(Pictures(transform=nn.Sequential(nn.Identity(), v2.ColorJitter()))), "ColorJitter"),
+        (DataLoader(Pictures(transform=v2.Compose([v2.Compose([v2.RandomHorizontalFlip()])]))), "RandomHorizontalFlip"),
+        (DataLoader(Subset(Pictures(transform=v2.AutoAugment()), [0])), "AutoAugment"),
+        (DataLoader(ConcatDataset([Pictures(), Pictures(transform=v2.RandAugment())])), "RandAugment"),
+        (DataLoader(Pictures(transform=v2.RandomCrop(2)), shuffle=True), "RandomSampler, RandomCrop"),
+    ],
+)
+def test_it_warns_of_what_draws_at_random(draws, names):
+    with pytest.warns(UserWarning, match=re.escape(f"keeps what {names} drew")) as warned:
+        cache_features(nn.Identity(), draws)
+    assert warned[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "quiet",
+    [
+        DataLoader(Pictures(), batch_size=2),
+        DataLoader(RandomPictures(transform=v2.Compose([v2.Resize(2), v2.Normalize([0], [1])]))),
+        DataLoader(Pictures(transform=str, transforms=None), sampler=DistributedSampler(range(2), 1, 0, shuffle=False)),
+        [pair()],
+    ],
+)
+def test_it_is_silent_about_a_fixed_order(quiet):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cache_features(nn.Identity(), quiet)
+
+
+# Progress -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds, shown", [(0.1, False), (1.0, True)])
+def test_a_bar_appears_only_after_two_seconds(monkeypatch, capsys, seconds, shown):
+    clock = count(0, seconds)
+    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+    cache_features(nn.Identity(), DataLoader(images(5)))
+    out, err = capsys.readouterr()
+    assert out == "" and ("cache_features" in err) == shown

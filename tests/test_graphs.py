@@ -1,0 +1,652 @@
+"""graph() tells the truth about the autograd graph and leaves it alone; draw() is legible and says what it shows."""
+
+import math
+import subprocess
+import sys
+from collections import Counter
+from itertools import combinations
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import networkx
+import pytest
+import torch
+from matplotlib.patches import FancyArrowPatch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.models import mobilenet_v2, resnet18
+
+from helpers.graphs import draw, graph
+
+
+@pytest.fixture(autouse=True)
+def _seed_and_close():
+    torch.manual_seed(0)
+    yield
+    plt.close("all")
+
+
+def three_layers(frozen=1):
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    net[2 * frozen].requires_grad_(False)
+    return net
+
+
+def resnet(trainable=""):
+    """A ResNet-18 of which only the parameters whose names start so are trainable."""
+    net = resnet18()
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name.startswith(trainable))
+    return net
+
+
+class Norms(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False)
+        self.instance, self.layer = nn.InstanceNorm2d(4, affine=True), nn.LayerNorm(6)
+
+    def forward(self, x):
+        return self.layer(self.instance(self.bn(self.conv(x))))
+
+
+def kinds(found):
+    return Counter(node["kind"] for _, node in found.nodes(data=True))
+
+
+def leaves(found, frozen):
+    return {node["parameter"] for _, node in found.nodes(data=True) if node["frozen"] is frozen}
+
+
+def by_name(found, name):
+    (key,) = [key for key, node in found.nodes(data=True) if node["name"] == name]
+    return key
+
+
+# graph
+
+
+def test_a_frozen_layer_in_the_middle_is_there_with_its_names_and_passes_the_gradient():
+    net = three_layers()
+    found = graph(net(torch.randn(3, 4)), net)
+    assert leaves(found, True) == {"2.weight", "2.bias"}
+    assert leaves(found, False) == {"0.weight", "0.bias", "4.weight", "4.bias"}
+    assert kinds(found) == {"operation": 7, "leaf": 6, "pruned": 1}
+    (pruned,) = [key for key, node in found.nodes(data=True) if node["kind"] == "pruned"]
+    assert [found.nodes[key]["module"] for key in found.successors(pruned)] == ["0"]  # the data
+    assert found.nodes[0]["name"] == "AddmmBackward0" and not list(found.successors(0))
+    assert networkx.ancestors(found, 0) | {0} == set(found)
+    assert found.nodes[by_name(found, "2.weight")]["shape"] == (8, 8)
+    modules = [node["module"] for _, node in found.nodes(data=True) if node["name"] == "AddmmBackward0"]
+    assert modules == ["4", "2", "0"]
+    assert [node["module"] for _, node in found.nodes(data=True) if node["name"] == "ReluBackward0"] == ["2", "0"]
+
+
+def test_without_a_model_a_frozen_parameter_is_a_pruned_input_and_nothing_is_named():
+    found = graph(three_layers()(torch.randn(3, 4)))
+    assert kinds(found) == {"operation": 7, "leaf": 4, "pruned": 3}
+    assert leaves(found, False) == {None}
+    assert {node["name"] for _, node in found.nodes(data=True) if node["kind"] == "leaf"} == {"Parameter"}
+    assert {node["module"] for _, node in found.nodes(data=True)} == {None}
+    assert sum(dict(found.nodes(data="saved_bytes")).values()) == 48 + 96 + 96  # parameters count no more than with it
+
+
+def test_one_input_that_requires_grad_is_enough():
+    x, z = torch.ones(2, requires_grad=True), torch.ones(2)
+    found = graph(x + z)
+    assert list(found.nodes(data="kind")) == [(0, "operation"), (1, "leaf"), (2, "pruned")]
+    assert found.nodes[1] | {"module": None} == found.nodes[1]
+    assert (found.nodes[1]["name"], found.nodes[1]["parameter"], found.nodes[1]["frozen"]) == ("Tensor", None, False)
+    assert set(found.edges) == {(1, 0), (2, 0)}
+    with pytest.raises(ValueError, match="does not require grad"):
+        graph(z + z)
+
+
+def test_two_calls_give_the_same_graph():
+    net = three_layers()
+    output = net(torch.randn(3, 4))
+    first, second = graph(output, net), graph(output, net)
+    assert list(first.nodes(data=True)) == list(second.nodes(data=True)) and list(first.edges) == list(second.edges)
+    assert list(first) == list(range(len(first)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("trainable", "counts", "frozen"),
+    [
+        ("", {"operation": 70, "leaf": 62, "pruned": 1}, 0),
+        ("fc", {"operation": 2, "leaf": 2, "pruned": 1}, 0),
+        ("layer4.1", {"operation": 10, "leaf": 8, "pruned": 2}, 2),
+        ("conv1", {"operation": 69, "leaf": 62, "pruned": 1}, 61),
+    ],
+)
+def test_resnet18_by_what_is_trainable(trainable, counts, frozen, training):
+    net = resnet(trainable).train(training)
+    found = graph(net(torch.randn(2, 3, 64, 64)), net)
+    assert kinds(found) == counts
+    assert len(leaves(found, True)) == frozen
+    assert leaves(found, False) == {name for name, p in net.named_parameters() if p.requires_grad}
+
+
+def test_an_operation_without_parameters_belongs_with_the_one_before_it():
+    net = resnet18().eval()
+    found = graph(net(torch.randn(1, 3, 64, 64)), net)
+    modules = Counter((node["name"], node["module"]) for _, node in found.nodes(data=True))
+    assert modules["ConvolutionBackward0", "layer2.0.downsample.0"] == 1
+    assert modules["AddBackward0", "layer3.1.bn2"] == modules["ReluBackward0", "layer3.1.bn1"] == 1
+    assert modules["TBackward0", "fc"] == modules["AddmmBackward0", "fc"] == 1
+    assert modules["MaxPool2DWithIndicesBackward0", "bn1"] == 1
+
+
+def test_an_operation_on_parameters_of_two_modules_belongs_to_the_one_around_them():
+    class Tower(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+
+        def forward(self, x):
+            return x @ (self.block["a"].weight * self.block["b"].weight)
+
+    net = Tower()
+    found = graph(net(torch.ones(1, 2)), net)
+    assert found.nodes[by_name(found, "MulBackward0")]["module"] == "block"
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(6, 6), (2, 6)),
+        (nn.Conv2d(3, 4, 3), (2, 3, 6, 6)),
+        (nn.BatchNorm1d(6), (2, 6)),
+        (nn.BatchNorm2d(3), (2, 3, 6, 6)),
+        (nn.LayerNorm(6), (2, 6)),
+        (nn.GroupNorm(1, 3), (2, 3, 6, 6)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize(
+    ("frozen", "data"),
+    [({"weight"}, True), ({"bias"}, True), ({"weight"}, False), ({"bias"}, False), ({"weight", "bias"}, False)],
+)
+def test_weight_and_bias_are_found_together(layer, shape, frozen, data):
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    found = graph(layer(torch.randn(shape, requires_grad=not data)), layer)
+    assert leaves(found, True) == frozen
+    assert leaves(found, False) - {None} == {"weight", "bias"} - frozen
+    assert kinds(found)["pruned"] == data
+    assert {node["module"] for _, node in found.nodes(data=True) if node["parameter"]} == {""}
+
+
+def test_a_frozen_parameter_that_cannot_be_known_stays_a_nameless_pruned_input():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2), requires_grad=False)
+
+        def forward(self, x):
+            return x * self.weight + self.bias
+
+    net = Scale()
+    found = graph(net(torch.ones(2)), net)
+    assert leaves(found, True) == set()
+    assert Counter(found.nodes[user]["name"] for key, user in found.edges if found.nodes[key]["kind"] == "pruned") == {
+        "MulBackward0": 1,
+        "AddBackward0": 1,
+    }
+
+
+def test_a_layer_without_bias_has_no_pruned_input_for_it():
+    net = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3, affine=False))
+    found = graph(net(torch.randn(2, 3, 4, 4, requires_grad=True)), net)
+    assert kinds(found) == {"operation": 2, "leaf": 2}
+    assert found.nodes[0]["module"] == "1"  # known by its running statistics
+
+
+def test_frozen_is_the_flag_now():
+    net = nn.Linear(2, 2)
+    output = net(torch.ones(1, 2))
+    net.bias.requires_grad_(False)
+    found = graph(output, net)
+    assert (leaves(found, True), leaves(found, False)) == ({"bias"}, {"weight"})
+
+
+def test_a_parameter_unfrozen_after_the_forward_pass_is_no_leaf_of_its_graph():
+    net = three_layers()
+    output = net(torch.randn(3, 4))
+    net.requires_grad_(True)
+    assert leaves(graph(output, net), False) == {"0.weight", "0.bias", "4.weight", "4.bias"}
+    output.sum().backward()
+    assert net[2].weight.grad is None
+
+
+def test_tied_weights_and_a_layer_used_twice_are_one_leaf():
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 3), nn.Linear(3, 5))
+    net[2].weight = net[0].weight
+    hidden = net[1](net[1](net[0](torch.tensor([1, 2]))))
+    found = graph(net[2](hidden), net)
+    names = [node["parameter"] for _, node in found.nodes(data=True) if node["kind"] == "leaf"]
+    assert sorted(names) == ["0.weight", "1.bias", "1.weight", "2.bias"]
+    assert len(list(found.successors(by_name(found, "1.bias")))) == 2
+    net[1].requires_grad_(False)
+    hidden = net[1](net[1](net[0](torch.tensor([1, 2]))))
+    found = graph(net[2](hidden), net)
+    assert leaves(found, True) == {"1.weight", "1.bias"} and kinds(found)["leaf"] == 4
+    assert len(list(found.successors(by_name(found, "1.bias")))) == 2
+    assert draw(found, by="module").words.count("1: frozen, 12 params") == 1
+
+
+def test_several_outputs_are_one_graph():
+    x = torch.ones(2, requires_grad=True)
+    shared = x.exp()
+    found = graph({"a": shared * 2, "b": [shared.sum(), None, torch.ones(1)]})
+    assert kinds(found) == {"operation": 3, "leaf": 1, "pruned": 1}
+    assert len(list(found.successors(by_name(found, "ExpBackward0")))) == 2
+
+
+def test_three_thousand_operations_in_a_row():
+    y = torch.ones(1, requires_grad=True)
+    for _ in range(3000):
+        y = y.sin()
+    found = graph(y)
+    assert kinds(found) == {"operation": 3000, "leaf": 1}
+    assert networkx.dag_longest_path_length(found) == 3000
+    assert sum(dict(found.nodes(data="saved_bytes")).values()) == 3000 * 4
+
+
+# saved bytes
+
+
+def saved_by_hooks(model, x):
+    """Unique storages that are saved for backward and belong to no parameter or buffer, counted another way."""
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(x)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storages.values()), output
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (three_layers(0), (3, 4)),
+        (three_layers(1), (3, 4)),
+        (three_layers(2), (3, 4)),
+        (Norms(), (2, 3, 8, 8)),
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (2, 3, 8)),
+        (mobilenet_v2(), (2, 3, 32, 32)),
+        (resnet(), (2, 3, 64, 64)),
+        (resnet("layer4"), (2, 3, 64, 64)),
+        (resnet("conv1"), (2, 3, 64, 64)),
+        (resnet("fc"), (2, 3, 64, 64)),
+    ],
+)
+def test_saved_bytes_add_up_to_what_hooks_count(model, shape, training):
+    torch.manual_seed(0)
+    expected, hooked = saved_by_hooks(model.train(training), torch.randn(shape))
+    assert expected > 0
+    torch.manual_seed(0)
+    found = graph(model(torch.randn(shape)), model)
+    assert sum(dict(found.nodes(data="saved_bytes")).values()) == expected
+    assert len(graph(hooked, model)) == len(found)
+
+
+def test_a_tensor_that_two_operations_keep_counts_for_the_first():
+    x = torch.ones(256, requires_grad=True)
+    first = x.exp()  # keeps its result
+    found = graph(first * first)  # keeps it too
+    assert found.nodes[by_name(found, "ExpBackward0")]["saved_bytes"] == 1024
+    assert found.nodes[by_name(found, "MulBackward0")]["saved_bytes"] == 0
+
+
+def test_it_works_on_the_meta_device():
+    with torch.device("meta"):
+        net, x = three_layers(), torch.ones(3, 4)
+    found = graph(net(x), net)
+    assert leaves(found, True) == {"2.weight", "2.bias"}
+    assert sum(dict(found.nodes(data="saved_bytes")).values()) == 3 * (4 + 8 + 8) * 4
+
+
+# what it leaves alone
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_backward_after_it_gives_the_same_gradients_and_nothing_else_changes(draws):
+    x, net = torch.randn(2, 3, 64, 64), resnet("layer")
+    output = net(x)
+    output.sum().backward(retain_graph=True)
+    expected = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    net.zero_grad()
+    before = {name: (t.clone(), t._version) for name, t in net.state_dict().items()}
+    modes, rng = [m.training for m in net.modules()], torch.get_rng_state()
+    found = graph(output, net)
+    if draws:
+        draw(found, by="module").figure.canvas.draw()
+    assert torch.equal(torch.get_rng_state(), rng) and [m.training for m in net.modules()] == modes
+    assert all(p.grad is None for p in net.parameters())
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name][0]) and tensor._version == before[name][1]
+    output.sum().backward()
+    assert {name for name, p in net.named_parameters() if p.grad is not None} == set(expected)
+    assert all(torch.equal(net.get_parameter(name).grad, grad) for name, grad in expected.items())
+
+
+def test_the_graph_does_not_keep_the_saved_tensors_alive():
+    class Note(torch.autograd.Function):
+        alive = 0
+
+        @staticmethod
+        def forward(ctx, x):
+            ctx.token = Token()
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * 2
+
+    class Token:
+        def __init__(self):
+            Note.alive += 1
+
+        def __del__(self):
+            Note.alive -= 1
+
+    y = Note.apply(torch.ones(1, requires_grad=True))
+    found = graph(y)
+    assert Note.alive == 1
+    del y
+    assert Note.alive == 0 and len(found) == 2
+
+
+@pytest.mark.skipif(not hasattr(torch._C._autograd.SavedTensor, "data"), reason="this torch shows it only by unpacking")
+def test_hooks_on_saved_tensors_are_not_called_and_a_checkpoint_is_not_computed_again():
+    calls, net, x = [], nn.Sequential(nn.Linear(3, 3), nn.ReLU()), torch.ones(1, 3, requires_grad=True)
+    net.register_forward_pre_hook(lambda *_: calls.append("forward"))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (t.device, t), lambda t: calls.append("unpack") or t[1]):
+        hooked = net(x)
+    output = checkpoint(net, x, use_reentrant=False)
+    assert sum(dict(graph(hooked, net).nodes(data="saved_bytes")).values()) == 24  # x, and what ReLU made
+    assert sum(dict(graph(output, net).nodes(data="saved_bytes")).values()) == 0
+    assert calls == ["forward", "forward"]
+    output.sum().backward()
+    assert calls == ["forward"] * 3
+
+
+class Triple(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x, None, x + 1)
+        ctx.variable = "not a leaf"
+        return x * 3
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 3
+
+
+def changed_in_a_view(x):
+    y = x * 1
+    y[0].mul_(2)
+    return y
+
+
+@pytest.mark.parametrize(
+    ("function", "names", "nbytes"),
+    [
+        (Triple.apply, {"TripleBackward"}, 32),
+        (lambda x: checkpoint(torch.sin, x, use_reentrant=True), {"CheckpointFunctionBackward"}, 16),
+        (lambda x: checkpoint(torch.sin, x, use_reentrant=False), {"SinBackward0"}, None),
+        (lambda x: x[torch.tensor([0, 1])], {"IndexBackward0"}, 16),
+        (changed_in_a_view, {"MulBackward0", "CopySlices"}, None),
+        (lambda x: torch.sparse.mm(torch.eye(4).to_sparse(), x[:, None]), {"SparseAddmmBackward0"}, None),
+        (torch.compile(lambda x: x.sin() * 2, backend="aot_eager"), {"CompiledFunctionBackward"}, 16),
+    ],
+    ids=["Function", "reentrant", "checkpoint", "index", "view", "sparse", "compiled"],
+)
+def test_unusual_nodes(function, names, nbytes):
+    found = graph(function(torch.ones(4, requires_grad=True)))
+    assert names <= {node["name"] for _, node in found.nodes(data=True)}
+    assert nbytes in (None, sum(dict(found.nodes(data="saved_bytes")).values()))
+    assert draw(found).words
+
+
+def test_a_model_with_parameters_not_made_yet():
+    net = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(2))
+    assert leaves(graph(net[0](torch.ones(1, 2)), net), False) == {"0.weight", "0.bias"}
+
+
+# errors
+
+
+def under(context, function):
+    with context:
+        return function(torch.ones(2, requires_grad=True))
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        (torch.ones(2), "does not require grad"),
+        (torch.ones(2, requires_grad=True), "is a leaf"),
+        ((torch.ones(2, requires_grad=True) * 2).detach(), "detached"),
+        (under(torch.no_grad(), torch.exp), "no_grad"),
+        (under(torch.inference_mode(), torch.exp), "inference_mode"),
+        (three_layers().requires_grad_(False)(torch.ones(1, 4)), "frozen"),
+        ([torch.ones(2)], "no graph behind"),
+    ],
+)
+def test_a_tensor_without_history_says_why(output, says):
+    with pytest.raises(ValueError, match=says):
+        graph(output)
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [(3.0, "float"), (nn.Linear(1, 1), "Linear"), ([], "nothing"), (None, "nothing"), (["a"], "str")],
+)
+def test_only_tensors_have_a_graph(output, says):
+    with pytest.raises(TypeError, match=says):
+        graph(output)
+
+
+@pytest.mark.parametrize("function", [torch.exp, Triple.apply, lambda x: x[torch.tensor([0])]])
+def test_after_backward_it_says_that_the_saved_tensors_are_gone(function):
+    y = function(torch.ones(2, requires_grad=True))
+    y.sum().backward(retain_graph=True)
+    assert kinds(graph(y))["operation"] >= 1
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match=r"backward\(\) has freed .*retain_graph=True"):
+        graph(y)
+
+
+# draw
+
+
+def drawn(case):
+    if case == "op":
+        net = three_layers()
+        return draw(graph(net(torch.randn(3, 4)), net))
+    net = mobilenet_v2() if case == "mobilenet" else resnet(case)
+    if case == "layer":
+        net.layer3[0].conv1.requires_grad_(False)
+    return draw(graph(net(torch.randn(2, 3, 64, 64)), net), by="module")
+
+
+def boxes(ax):
+    renderer = ax.figure.canvas.get_renderer()
+    return [(text, text.get_bbox_patch().get_window_extent(renderer)) for text in ax.texts]
+
+
+@pytest.mark.parametrize("case", ["op", "", "fc", "layer", "conv1", "layer4.1.conv2", "mobilenet"])
+def test_nothing_overlaps_and_all_is_inside(case):
+    ax = drawn(case)
+    ax.figure.canvas.draw()
+    renderer = ax.figure.canvas.get_renderer()
+    placed = boxes(ax)
+    assert len(placed) >= 2
+    legend = ax.get_legend()
+    areas = [(text.get_text(), area) for text, area in placed] + [("legend", legend.get_window_extent(renderer))]
+    for (one, a), (other, b) in combinations(areas, 2):
+        assert not a.overlaps(b), (one, other)
+    for name, area in areas:
+        for outer in (ax.bbox, ax.figure.bbox):
+            assert outer.x0 <= area.x0 and area.x1 <= outer.x1 and outer.y0 <= area.y0 and area.y1 <= outer.y1, name
+    for (text, area), inner in zip(placed, [text.get_window_extent(renderer) for text, _ in placed], strict=True):
+        assert area.x0 <= inner.x0 and inner.x1 <= area.x1, text.get_text()
+    assert ax.figure.get_figwidth() <= 8 and ax.figure.get_figheight() <= 13
+    assert all(text.get_fontsize() >= 8 for text in [*ax.texts, *legend.get_texts()])
+
+
+def test_by_operation_draws_every_node_and_edge():
+    net = three_layers()
+    found = graph(net(torch.randn(3, 4)), net)
+    ax = draw(found)
+    texts = [text.get_text() for text in ax.texts]
+    assert len(texts) == len(found)
+    assert texts.count("AddmmBackward0\nsaved 48 B") == 1 and texts.count("ReluBackward0\nsaved 96 B") == 2
+    assert {"2.weight\nfrozen, (8, 8)", "0.weight\ntrainable, (8, 4)", "None\npruned input"} <= set(texts)
+    assert sum(isinstance(artist, FancyArrowPatch) for artist in ax.get_children()) == found.number_of_edges()
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert legend == ["trainable", "frozen", "operation", "pruned input"]
+
+
+def test_inputs_are_above_what_uses_them():
+    ax = drawn("op")
+    height = {text.get_text().split("\n")[0]: text.get_position()[1] for text in ax.texts}
+    assert height["0.weight"] > height["2.weight"] > height["4.weight"] > height["4.bias"] > 0
+
+
+def test_an_arrow_past_other_boxes_is_seen_beside_them():
+    y = torch.ones(1, requires_grad=True).sin()
+    ax = draw(graph(y.cos().exp() + y))
+    ax.figure.canvas.draw()
+    passed = [area.x0 for text, area in boxes(ax) if text.get_text().startswith(("Cos", "Exp"))]
+    arrows = [artist for artist in ax.get_children() if isinstance(artist, FancyArrowPatch)]
+    assert len(passed) == 2 and len(arrows) == 5
+    assert sum(arrow.get_window_extent().x0 < min(passed) for arrow in arrows) == 1
+
+
+def test_kinds_differ_without_color_too():
+    net = resnet("layer")
+    net.layer3[0].conv1.requires_grad_(False)
+    looks = {}
+    for ax in (drawn("op"), draw(graph(net(torch.randn(2, 3, 64, 64, requires_grad=True)), net), by="module")):
+        for text in ax.texts:
+            words, patch = text.get_text(), text.get_bbox_patch()
+            kind = next((kind for kind in ("trainable", "frozen", "mixed", "pruned") if kind in words), "operation")
+            looks.setdefault(kind, set()).add((patch.get_facecolor(), patch.get_linestyle(), patch.get_linewidth()))
+    assert len(looks) == 5 and all(len(same) == 1 for same in looks.values())
+    faces, edges = zip(*[(face, edge) for ((face, *edge),) in looks.values()], strict=True)
+    assert len(set(faces)) == len(set(map(tuple, edges))) == 5
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["trainable", "frozen", "mixed"]
+
+
+def test_by_module_draws_resnet18_in_blocks():
+    words = drawn("layer").words.split("; ")
+    assert [part.split(": ")[0] for part in words[1:]] == [
+        *("None", "layer1.0", "layer1.1", "layer2.0", "layer2.1"),
+        *("layer3.0", "layer3.1", "layer4.0", "layer4.1", "fc"),
+    ]
+    found = dict(part.split(": ") for part in words[1:])
+    assert found["None"] == "pruned input"
+    assert found["layer1.0"].startswith("trainable, 73,984 params, saved ")
+    assert found["layer3.0"].startswith("mixed, 919,040 params, saved ")
+    assert found["fc"].startswith("frozen, 513,000 params")
+
+
+def test_by_module_keeps_every_parameter_and_byte_of_the_graph():
+    net = resnet18()
+    found = graph(net(torch.randn(1, 3, 64, 64)), net)
+    words = draw(found, by="module").words
+    counts = [
+        int(part.split(" params")[0].split()[-1].replace(",", "")) for part in words.split("; ") if "params" in part
+    ]
+    assert len(counts) == 11
+    assert sum(counts) == sum(math.prod(node["shape"]) for _, node in found.nodes(data=True) if node["parameter"])
+    assert sum(counts) == sum(p.numel() for p in net.parameters())
+
+
+def test_by_module_shows_pruned_inputs_only_where_the_graph_begins():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    words = draw(graph(net(torch.ones(1, 2)) * 2, net), by="module").words  # the number 2 is a pruned input, too
+    assert words.startswith("graph of 11 nodes: 4 trainable leaves, 0 frozen leaves, 2 pruned inputs, saved ")
+    assert [part.split(":")[0] for part in words.split("; ")[1:]] == ["None", "0", "1"]
+
+
+def test_the_words_are_the_picture():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).requires_grad_(False)
+    net[1].requires_grad_(True)
+    assert draw(graph(net(torch.ones(3, 2)), net)).words == (
+        "graph of 5 nodes: 2 trainable leaves, 0 frozen leaves, 1 pruned input, saved 24 B; "
+        "1.weight: trainable, (2, 2); None: pruned input; TBackward0; 1.bias: trainable, (2,); "
+        "AddmmBackward0: saved 24 B"
+    )
+
+
+@pytest.mark.parametrize(("numel", "size"), [(1, "4 B"), (250, "0.977 KiB"), (256, "1 KiB"), (1 << 20, "4 MiB")])
+def test_sizes(numel, size):
+    assert f"ExpBackward0: saved {size}" in draw(graph(torch.ones(numel, requires_grad=True).exp())).words
+
+
+def test_it_draws_into_the_axes_it_is_given():
+    _, (left, right) = plt.subplots(1, 2, figsize=(12, 6))
+    numbers = plt.get_fignums()
+    assert draw(graph(torch.ones(1, requires_grad=True) * 2), ax=right) is right
+    assert plt.get_fignums() == numbers and len(right.texts) == 3 and not left.texts
+
+
+def test_a_module_used_twice_and_one_below_its_own_parameters_are_drawn():
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.a, self.b = nn.Parameter(torch.ones(1)), nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.scale * self.a(self.b(self.a(x)))
+
+    net = Loop()
+    x = torch.ones(1, 2, requires_grad=True)
+    ax = draw(graph(net(x), net), by="module")
+    assert [text.get_text().split("\n")[0] for text in ax.texts] == ["Tensor", "b", "a", "(model)"]
+    ax.figure.canvas.draw()
+
+
+def test_a_net_of_many_layers_is_drawn_at_the_depth_that_can_be_read():
+    deep = nn.Sequential(*[nn.Sequential(*[nn.Linear(2, 2) for _ in range(6)]) for _ in range(4)])
+    texts = draw(graph(deep(torch.ones(1, 2)), deep), by="module").texts
+    assert [text.get_text().split("\n")[0] for text in texts] == ["None", "0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [({"by": "layer"}, '"op" or "module"'), ({"by": "module"}, r"graph\(output, model\)")],
+)
+def test_draw_says_what_it_needs(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        draw(graph(torch.ones(1, requires_grad=True) * 2), **arguments)
+    assert not plt.get_fignums()
+
+
+def test_too_many_boxes_are_refused():
+    y = torch.ones(1, requires_grad=True)
+    for _ in range(500):
+        y = y.sin()
+    with pytest.raises(ValueError, match=r'501 boxes .* by="module"'):
+        draw(graph(y))
+
+
+def test_importing_it_imports_neither_networkx_nor_matplotlib():
+    code = (
+        "import sys, helpers.graphs; print([m for m in ('networkx', 'matplotlib', 'torchvision') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
