@@ -1,0 +1,153 @@
+"""Would the lessons notice? Delete or flip one statement of a lesson, run it, and see whether any output changes.
+
+``python -m tests.mutate [FILE ...]`` (``make mutate``) tries 100 mutants of each lesson, drawn by a fixed seed, and
+prints those that nothing noticed. Each runs in a fork of a process that has run the cells before it, so torch is
+imported once; that needs Linux or macOS.
+"""
+
+import ast
+import contextlib
+import copy
+import io
+import multiprocessing
+import os
+import random
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tests import lessons
+
+TRIED, SECONDS = 100, 120
+FLIPPED = {
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Lt: ast.GtE,
+    ast.Gt: ast.LtE,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Add,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+
+
+def mutants(source: str) -> Iterator[tuple[str, str]]:
+    """Every way to delete or flip one statement: what was done, and the source after it."""
+    tree = ast.parse(source)
+    for position, node in enumerate(ast.walk(tree)):
+        for told, change in _changes(node):
+            mutant = copy.deepcopy(tree)
+            change(list(ast.walk(mutant))[position])
+            yield told, ast.unparse(mutant)
+
+
+def _changes(node: ast.AST) -> Iterator[tuple[str, Callable[[Any], None]]]:
+    for field in ("body", "orelse", "finalbody"):
+        block = getattr(node, field, None)
+        if isinstance(block, list):
+            for number, statement in enumerate(block):
+                docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+                if not isinstance(statement, ast.Pass) and not docstring:
+                    yield f"deleted: {ast.unparse(statement).splitlines()[0]}", _deletion(field, number)
+    for field in ("op", "ops"):
+        operator = getattr(node, field, None)
+        first = operator[0] if isinstance(operator, list) else operator
+        if type(first) in FLIPPED:
+            yield f"flipped: {ast.unparse(node).splitlines()[0]}", _flip(field, FLIPPED[type(first)])
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield f"flipped: {node.value}", lambda twin: setattr(twin, "value", not twin.value)
+
+
+def _deletion(field: str, number: int) -> Callable[[Any], None]:
+    return lambda twin: getattr(twin, field).__setitem__(number, ast.Pass())
+
+
+def _flip(field: str, operator: type) -> Callable[[Any], None]:
+    def change(twin):
+        if isinstance(getattr(twin, field), list):
+            getattr(twin, field)[0] = operator()
+        else:
+            setattr(twin, field, operator())
+
+    return change
+
+
+def run(source: str, names: dict) -> str:
+    """What the cell prints, and the error it ends with: what nbval compares."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
+            *before, last = ast.parse(source).body
+            exec(compile(ast.Module(before, []), "<cell>", "exec"), names)
+            if isinstance(last, ast.Expr):
+                if (value := eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)) is not None:
+                    print(repr(value))
+            else:
+                exec(compile(ast.Module([last], []), "<cell>", "exec"), names)
+        except BaseException as error:
+            printed.write("".join(traceback.format_exception_only(error)))
+    return printed.getvalue()
+
+
+def forked(task) -> object:
+    """``task()`` in a fork: what it changes stays there. None if it takes too long or kills its process."""
+    near, far = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=lambda: far.send(task()))
+    process.start()
+    far.close()
+    with contextlib.suppress(EOFError):
+        if near.poll(SECONDS):
+            result = near.recv()
+            process.join()
+            return result
+    process.kill()
+    return None
+
+
+def survivors(path: Path) -> tuple[int, list[str]]:
+    """How many mutants of the lesson were tried, and those that changed no output, by cell."""
+    cells = [cell for cell in lessons.read(path)["cells"] if cell["cell_type"] == "code"]
+    os.chdir(path.parent)
+    sources = [cell["source"] for cell in cells]
+
+    def rest(names: dict, start: int) -> Iterator[str]:
+        return (run(source, names) for source in sources[start:])
+
+    expected = forked(lambda: list(rest({"__name__": "__main__"}, 0)))
+    every = [(at, *mutant) for at, source in enumerate(sources) for mutant in mutants(source)]
+    chosen = random.Random(0).sample(every, min(TRIED, len(every)))
+    names: dict = {"__name__": "__main__"}
+    unnoticed = []
+    for at, source in enumerate(sources):
+        for _, told, mutant in (one for one in chosen if one[0] == at):
+
+            def same(mutant=mutant, at=at) -> bool:
+                outputs = (output for part in ([run(mutant, names)], rest(names, at + 1)) for output in part)
+                return all(one == other for one, other in zip(outputs, expected[at:], strict=True))
+
+            if forked(same):
+                unnoticed.append(f"{cells[at]['id']}: {told}")
+        run(source, names)
+    return len(chosen), unnoticed
+
+
+def main(files: list[str]) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import matplotlib
+
+    matplotlib.use("agg")
+    for path in [Path(name).resolve() for name in files] or lessons.paths():
+        tried, unnoticed = survivors(path)
+        print(f"{path.name}: {tried - len(unnoticed)} of {tried} noticed")
+        print(*(f"    {one}" for one in unnoticed), sep="\n", end="\n" if unnoticed else "", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
