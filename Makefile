@@ -25,11 +25,22 @@ lint: .venv/ready ## check style, format and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+stable: .venv/ready ## compare the lessons' outputs with two threads, and with plain and AVX2 instructions
+	OMP_NUM_THREADS=2 $(PY) -m pytest notebooks
+	ATEN_CPU_CAPABILITY=default $(PY) -m pytest notebooks
+	ATEN_CPU_CAPABILITY=avx2 $(PY) -m pytest notebooks
+
+mutate: .venv/ready ## delete or flip statements of the lessons at random, and print what no output noticed
+	$(PY) -m tests.mutate $(ARGS)
+
+bench: .venv/ready ## measure helpers beside other tools (those of the extra 'bench' that are installed)
+	$(PY) -m tests.bench
+
 weights: .venv/ready ## pretrain the small network of helpers.digits again
 	$(PY) -m helpers.digits
 
 # Ready means: newer than pyproject.toml, and its Python finds the helpers of this checkout (not of a moved or copied one).
-ifneq ($(shell $(PY) -I -c 'import importlib.util as u; print(u.find_spec("helpers").origin)' 2>&1),$(CURDIR)/helpers/__init__.py)
+ifneq ($(shell exec 2>/dev/null; $(PY) -I -c 'import importlib.util as u; print(u.find_spec("helpers").origin)'),$(CURDIR)/helpers/__init__.py)
 .PHONY: .venv/ready
 endif
 .venv/ready: pyproject.toml
@@ -39,4 +50,4 @@ endif
 	$(PY) -m pip install --editable '.[lessons,test]'
 	@touch $@
 
-.PHONY: help lab test save lint weights
+.PHONY: help lab test save lint stable mutate bench weights
