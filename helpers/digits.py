@@ -114,7 +114,7 @@ class SmallResNet(ResNet):
 def pretrained() -> SmallResNet:
     """The network that learned the digits 0 to 4; as torchvision's, in train mode and with every parameter trainable.
 
-    Raises ``RuntimeError`` if the weight file is missing or damaged.
+    Draws no random numbers. Raises ``RuntimeError`` if the weight file is missing or damaged.
 
     >>> pretrained().fc
     Linear(in_features=64, out_features=5, bias=True)
@@ -126,7 +126,8 @@ def pretrained() -> SmallResNet:
         raise RuntimeError(
             "helpers/digits-*.pt is missing, damaged or there twice; install again, or run 'make weights'"
         )
-    model = SmallResNet()
+    with torch.random.fork_rng(devices=[]):  # random weights that are overwritten should not cost random numbers
+        model = SmallResNet()
     model.load_state_dict(torch.load(io.BytesIO(data), weights_only=True))
     return model
 

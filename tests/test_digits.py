@@ -127,9 +127,10 @@ def test_labels_count_the_classes_as_named():
         assert as_set(images[labels == label]) <= as_set(all_images[all_labels == digit])
 
 
-def test_few_leaves_the_global_random_numbers_alone():
+def test_the_global_random_numbers_are_left_alone():
     before = torch.get_rng_state()
     digits.few(5)
+    digits.pretrained()
     assert torch.equal(torch.get_rng_state(), before)
 
 
