@@ -14,6 +14,7 @@ import os
 import random
 import sys
 import traceback
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,10 +121,12 @@ def survivors(path: Path) -> tuple[int, list[str]]:
     def rest(names: dict, start: int) -> Iterator[str]:
         return (run(source, names) for source in sources[start:])
 
-    expected = forked(lambda: list(rest({"__name__": "__main__"}, 0)))
+    # As in a kernel, the lesson is the main module: pickle looks up there what a cell defines.
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    names = vars(sys.modules["__main__"])
+    expected = forked(lambda: list(rest(names, 0)))
     every = [(at, *mutant) for at, source in enumerate(sources) for mutant in mutants(source)]
     chosen = random.Random(0).sample(every, min(TRIED, len(every)))
-    names: dict = {"__name__": "__main__"}
     unnoticed = []
     for at, source in enumerate(sources):
         for _, told, mutant in (one for one in chosen if one[0] == at):
