@@ -1,6 +1,5 @@
 """What counts as frozen: the one definition that freeze, watch and audit share."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 
 from torch import nn
@@ -21,24 +20,20 @@ def frozen_modules(model: nn.Module) -> dict[str, bool]:
 
 def all_deciding(model: nn.Module, test: Callable[[nn.Parameter], bool]) -> dict[str, bool]:
     """For every module, whether all parameters that decide if it counts as frozen pass ``test`` (False without any)."""
-    own: dict[str, list[bool]] = {}
-    total: Counter[str] = Counter()
-    failing: Counter[str] = Counter()
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]  # parents before what is in them
+    own: dict[str, list[bool]] = {name: [] for name in names}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        owner = name.rpartition(".")[0]
-        passes = test(parameter)
-        own.setdefault(owner, []).append(passes)
-        for prefix in _upwards(owner):
-            total[prefix] += 1
-            failing[prefix] += not passes
-
-    def decided(name: str) -> bool:
-        if name in own:
-            return all(own[name])
-        around = next((prefix for prefix in _upwards(name) if total[prefix]), None)
-        return around is not None and not failing[around]
-
-    return {name: decided(name) for name, _ in model.named_modules(remove_duplicate=False)}
+        own[name.rpartition(".")[0]].append(test(parameter))
+    # For a module with all that is in it: None without any parameter, else whether all pass.
+    within = {name: all(passed) if passed else None for name, passed in own.items()}
+    for name in reversed(names):
+        around = name.rpartition(".")[0]
+        if name and within[name] is not None:
+            within[around] = within[name] and within[around] is not False
+    for name in names:
+        if within[name] is None:
+            within[name] = bool(name) and within[name.rpartition(".")[0]]
+    return {name: all(own[name]) if own[name] else bool(within[name]) for name in names}
 
 
 def _upwards(name: str) -> Iterator[str]:
