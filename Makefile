@@ -26,7 +26,7 @@ lint: .venv/ready ## check style, format and types
 	$(PY) -m mypy
 
 stable: .venv/ready ## compare the lessons' outputs with two threads, and with plain and AVX2 instructions
-	OMP_NUM_THREADS=2 $(PY) -m pytest notebooks
+	OMP_NUM_THREADS=2 $(PY) -m pytest -n 0 notebooks
 	ATEN_CPU_CAPABILITY=default $(PY) -m pytest notebooks
 	ATEN_CPU_CAPABILITY=avx2 $(PY) -m pytest notebooks
 

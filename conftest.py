@@ -6,7 +6,7 @@ import os
 
 import pytest
 from nbval.plugin import IPyNbCell
-from PIL import Image
+from PIL import Image, ImageChops
 
 # Before torch is imported, here and in the kernels: the same sums on every machine, and no fight over two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,10 +21,15 @@ def pytest_runtest_call(item):
         for old, new in zip(
             stored, drawn, strict=False
         ):  # how many there are is compared by nbval, through their words
-            same_tool = old.info.get("Software") == new.info.get("Software")
-            if same_tool and old.convert("RGBA").tobytes() != new.convert("RGBA").tobytes():
+            if old.info.get("Software") == new.info.get("Software") and differ(old, new):
                 item.raise_cell_error("The stored picture is stale: it is not the one drawn now. Run 'make save'.")
     return result
+
+
+def differ(old, new):
+    """Numbers that differ in the last digit, as between processors, shade a pixel by one level of 255: allow a few."""
+    levels = ImageChops.difference(old.convert("RGB"), new.convert("RGB")).getextrema()
+    return old.size != new.size or max(high for _, high in levels) > 4
 
 
 def pictures(outputs):
