@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_POINTS = 8
+_POINTS = 12
 """A series of more points is told by its first, last, lowest and highest."""
 
 
