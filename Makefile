@@ -4,9 +4,6 @@ PYTHON ?= python3
 PY := .venv/bin/python
 RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
-# One thread gives the same outputs and, on a busy two-core machine, is several times faster.
-save: export OMP_NUM_THREADS = 1
-
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
 

@@ -18,9 +18,8 @@ def pytest_runtest_call(item):
     result = yield
     if isinstance(item, IPyNbCell):
         stored, drawn = pictures(item.cell.outputs), pictures(item.test_outputs)
-        for old, new in zip(
-            stored, drawn, strict=False
-        ):  # how many there are is compared by nbval, through their words
+        # How many there are is compared by nbval, through their words.
+        for old, new in zip(stored, drawn, strict=False):
             if old.info.get("Software") == new.info.get("Software") and differ(old, new):
                 item.raise_cell_error("The stored picture is stale: it is not the one drawn now. Run 'make save'.")
     return result

@@ -1,6 +1,6 @@
 """What counts as frozen: the one definition that freeze, watch and audit share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from torch import nn
 
@@ -34,11 +34,3 @@ def all_deciding(model: nn.Module, test: Callable[[nn.Parameter], bool]) -> dict
         if within[name] is None:
             within[name] = bool(name) and within[name.rpartition(".")[0]]
     return {name: all(own[name]) if own[name] else bool(within[name]) for name in names}
-
-
-def _upwards(name: str) -> Iterator[str]:
-    """``a.b`` gives ``a.b``, ``a`` and ``""``."""
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
-    yield ""

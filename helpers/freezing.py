@@ -1,12 +1,13 @@
 """Freeze parameters together with the running statistics of their norm layers, and undo exactly that."""
 
 import difflib
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from helpers._frozen import _upwards, all_deciding, frozen_modules
+from helpers._frozen import all_deciding, frozen_modules
 
 
 def freeze(module: nn.Module, *patterns: str, norm_stats: bool = True) -> list[str]:
@@ -162,3 +163,11 @@ def _record(name: str) -> str:
 
 def _recorded(named: _Named) -> dict[int, bool]:
     return {id(p): vars(owner)[_record(name)] for name, p, owner in named if _record(name) in vars(owner)}
+
+
+def _upwards(name: str) -> Iterator[str]:
+    """``a.b`` gives ``a.b``, ``a`` and ``""``."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+    yield ""
