@@ -16,6 +16,7 @@ test: .venv/ready ## run the tests of helpers, strict nbval over every notebook,
 
 save: .venv/ready ## re-execute the notebooks and write them in the one form that is committed
 	$(PY) -m tests.lessons $(ARGS)
+	$(PY) -m tests.exercises
 
 lint: .venv/ready ## check style, format and types
 	$(PY) -m ruff check .

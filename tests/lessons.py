@@ -85,6 +85,11 @@ def read(path: Path) -> dict:
 def save(path: Path) -> None:
     """Re-execute the notebook and write it, whole or not at all: an error without the tag leaves the file as it was."""
     notebook = canonical(read(path))
+    if path.parent.name == "solutions":  # an exercise is stated in its lesson only
+        lesson = {cell["id"]: cell["source"] for cell in read(path.parent.parent / path.name)["cells"]}
+        for cell in notebook["cells"]:
+            if cell["id"].startswith("exercise-"):
+                cell["source"] = lesson.get(cell["id"], cell["source"])
     resources = {"metadata": {"path": str(path.parent)}}
     client = NotebookClient(notebook, timeout=120, resources=resources, record_timing=False, coalesce_streams=True)
     client.execute()

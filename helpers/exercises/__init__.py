@@ -1,0 +1,250 @@
+"""What answers to the exercises and predictions of the lessons show: right, or the misconception behind them.
+
+Each lesson has a module of its own here, which gives its notebook ``check``, ``predict`` and ``progress``. A new check
+is a function that looks at an answer's behavior and raises `NotYet` with a sentence for the learner:
+
+>>> lesson = Lesson()
+>>> @lesson.exercise("double", follows="Every result below follows from it.")
+... def double(answer):
+...     got = run(answer, 3)
+...     if got == 9:
+...         raise NotYet("That is the square: both agree for 2, not for 3.")
+...     if got != 6:
+...         raise NotYet(f"For 3 it gives {got!r}.")
+>>> def answer(number):
+...     raise NotImplementedError
+>>> lesson.check("double", answer)
+double: not attempted
+>>> lesson.check("double", lambda number: number**2)
+double: not yet
+That is the square: both agree for 2, not for 3.
+>>> lesson.check("double", lambda number: number + number)
+double: right
+Every result below follows from it.
+>>> lesson.progress()
+1 of 1 right
+"""
+
+import difflib
+import textwrap
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+
+RAISES = "raises"
+"""What a table says of a line that raises an error."""
+
+
+class NotYet(Exception):
+    """The answer is not right yet: a sentence on what it shows, and what to look at."""
+
+
+class NotAttempted(Exception):
+    """There is no answer yet."""
+
+
+class Lesson:
+    """The exercises and predictions of one lesson, and how they stand in the running kernel."""
+
+    def __init__(self) -> None:
+        self.exercises: dict[str, tuple[Callable[[Any], None], str]] = {}
+        self.predictions: dict[str, dict[Any, str]] = {}
+        self._standing: dict[str, str] = {}
+
+    def exercise(self, name: str, follows: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+        """Make a function the check of exercise ``name``; ``follows`` is what a learner with a right answer reads."""
+
+        def register(examine: Callable[[Any], None]) -> Callable[[Any], None]:
+            self.exercises[name] = examine, follows
+            return examine
+
+        return register
+
+    def prediction(self, name: str, beliefs: Mapping[Any, str]) -> None:
+        """Declare prediction ``name``, with a sentence for each wrong guess that shows a belief. Lists as tuples."""
+        self.predictions[name] = {_plain(guess): belief for guess, belief in beliefs.items()}
+
+    def check(self, name: str, answer: Any) -> None:
+        """Print in a line how the answer to exercise ``name`` stands, and in a sentence why, or what follows.
+
+        Random state and gradient mode stay as they are, and an answer that is an object is left as it is. Raises
+        ValueError for a name that no exercise has.
+        """
+        examine, follows = _find(self.exercises, name)
+        self._tell(name, lambda: examine(answer), follows)
+
+    def predict(self, name: str, guess: Any, seen: Any) -> None:
+        """Print whether ``guess`` is what was ``seen``, and the belief behind it if it is not."""
+        beliefs = _find(self.predictions, name)
+
+        def examine() -> None:
+            if _unfilled(guess):
+                raise NotAttempted
+            try:
+                given = _plain(guess)
+            except TypeError:
+                raise NotYet(f"A guess has the form of {seen!r}; yours is a {type(guess).__name__}.") from None
+            if given == _plain(seen):
+                return
+            if given not in beliefs and not _alike(given, _plain(seen)):
+                raise NotYet(f"Your guess {guess!r} has not the form of what was seen: {seen!r}.")
+            raise NotYet(f"You said {guess!r}, the run says {seen!r}. {beliefs.get(given, '')}".strip())
+
+        self._tell(name, examine, "")
+
+    def progress(self) -> None:
+        """Print how many exercises and predictions of the lesson are right. It is kept in this kernel only."""
+        names = [*self.predictions, *self.exercises]
+        standing = [self._standing.get(name, "not attempted") for name in names]
+        others = [f"{n} {how}" for how in ("not yet", "not attempted") if (n := standing.count(how))]
+        print(", ".join([f"{standing.count('right')} of {len(names)} right", *others]))
+
+    def _tell(self, name: str, examine: Callable[[], None], follows: str) -> None:
+        recording = torch.is_grad_enabled()
+        try:
+            with torch.random.fork_rng(devices=[]), torch.enable_grad():
+                torch.manual_seed(0)
+                examine()
+            standing, sentence = "right", follows
+        except NotAttempted:
+            standing, sentence = "not attempted", ""
+        except NotYet as reason:
+            standing, sentence = "not yet", str(reason)
+        except Exception as error:  # an answer's own __eq__, forward or the like may raise anything
+            unwritten = isinstance(error, NotImplementedError) and not error.args
+            standing, sentence = "not yet", f"Looking at your answer raised {_short(error)}."
+            if unwritten:
+                standing, sentence = "not attempted", ""
+        finally:
+            torch.set_grad_enabled(recording)
+        self._standing[name] = standing
+        print(f"{name}: {standing}")
+        if sentence:
+            print(textwrap.fill(sentence, 100))
+
+
+def run(answer: Any, *args: Any, **kwargs: Any) -> Any:
+    """What the learner's function gives; `NotYet` tells what it raised, and where.
+
+    A bare ``raise NotImplementedError``, with which every answer begins, means that it was not attempted.
+    """
+    if answer is ...:
+        raise NotAttempted
+    if not callable(answer):
+        raise NotYet(f"The check takes the function itself, by its name and without parentheses, not {kind(answer)}.")
+    recording = torch.is_grad_enabled()
+    try:
+        result = answer(*args, **kwargs)
+    except NotImplementedError as error:
+        if not error.args:
+            raise NotAttempted from None
+        raise NotYet(f"Your code raised {_short(error)}{_line(error, answer)}.") from error
+    except RecursionError as error:
+        raise NotYet("Your code calls itself, or follows something that contains itself, without an end.") from error
+    except Exception as error:
+        raise NotYet(f"Your code raised {_short(error)}{_line(error, answer)}.") from error
+    if torch.is_grad_enabled() != recording:
+        raise NotYet(
+            "Your code switches gradient recording for all that comes after it: use with torch.no_grad(): as a block."
+        )
+    return result
+
+
+def table(answer: Any, seen: Mapping[str, Any], beliefs: Mapping[tuple[str, Any], str]) -> None:
+    """Compare a table that was filled in with what was ``seen``; ``beliefs`` has a sentence for (row, value)."""
+    rows = ", ".join(map(repr, seen))
+    if not isinstance(answer, dict) or set(answer) != set(seen):
+        raise NotYet(f"Keep the table a dict with the rows {rows}; yours is {kind(answer)}.")
+    empty = [row for row, value in answer.items() if _unfilled(value)]
+    if len(empty) == len(seen):
+        raise NotAttempted
+    if empty:
+        raise NotYet(f"Still to fill in: {', '.join(map(repr, empty))}.")
+    for row, value in answer.items():
+        if not (_is_verdict(value) if _is_verdict(seen[row]) else _alike(value, seen[row])):
+            form = 'True, False or "raises" (quotes only there)' if _is_verdict(seen[row]) else kind(seen[row])
+            raise NotYet(f"Row {row!r} takes {form}; yours is {kind(value)}.")
+    wrong = [row for row in seen if answer[row] != seen[row]]
+    if wrong:
+        belief = next((beliefs[row, answer[row]] for row in wrong if (row, answer[row]) in beliefs), None)
+        sentence = belief or f"Look again at {wrong[0]!r}."
+        raise NotYet(f"{len(seen) - len(wrong)} of {len(seen)} rows are right. {sentence}")
+
+
+def taken(values: Any, what: str, most: int = 10_000) -> list[Any]:
+    """The items of ``values`` as a list; `NotYet` if there is nothing to go through, or no end to it."""
+    if not isinstance(values, Iterable):
+        raise NotYet(f"Expected {what}, got {kind(values)}.")
+    items = list(islice(values, most + 1))
+    if len(items) > most:
+        raise NotYet(f"Expected {what}, got {kind(values)} that does not end.")
+    return items
+
+
+def raises(call: Callable[[], Any]) -> Any:
+    """What ``call`` gives, or `RAISES`."""
+    try:
+        return call()
+    except Exception:
+        return RAISES
+
+
+def kind(value: Any) -> str:
+    """``a list``, ``None``, ``a Linear``, ``the class Net``: how a sentence names what it got."""
+    if value is None or value is ...:
+        return "None" if value is None else "..."
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _find(declared: Mapping[str, Any], name: str) -> Any:
+    if name not in declared:
+        near = difflib.get_close_matches(str(name), declared, cutoff=0)
+        raise ValueError(f"there is no {name!r} in this lesson; nearest: {', '.join(near)}")
+    return declared[name]
+
+
+def _is_verdict(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, str) and value == RAISES)
+
+
+def _unfilled(guess: Any) -> bool:
+    if isinstance(guess, dict):
+        guess = list(guess.values())
+    return guess is ... or (isinstance(guess, list | tuple) and any(part is ... for part in guess))
+
+
+def _plain(value: Any, depth: int = 3) -> Any:
+    """A guess as something that can be compared and looked up. Raises TypeError for anything else."""
+    if isinstance(value, dict):
+        return _plain(list(value.values()), depth)
+    if isinstance(value, list | tuple) and depth:
+        return tuple(_plain(part, depth - 1) for part in value)
+    if isinstance(value, bool | int | float | str) or value is None:
+        return value
+    raise TypeError(type(value).__name__)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two plain values have the same form: True is no 1, and a list of two is none of three."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    numbers = (int, float)
+    return type(one) is type(other) or (type(one) in numbers and type(other) in numbers) or None in (one, other)
+
+
+def _short(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {textwrap.shorten(lines[0], 150, placeholder=' ...')}".rstrip(": ").rstrip(".")
+
+
+def _line(error: Exception, answer: Any) -> str:
+    code = getattr(answer, "__code__", None) or getattr(getattr(answer, "__init__", None), "__code__", None)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if code and frame.filename == code.co_filename]
+    return f" in line {lines[-1]} of your cell" if lines else ""

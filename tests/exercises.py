@@ -1,0 +1,114 @@
+"""Right and wrong answers to the exercises: the data of tests/test_exercises.py and of the page for those who teach.
+
+Each lesson has a module in tests/answers with an ``Answers``. A wrong answer carries the belief behind it, as its
+docstring, and a part of the sentence that it must be refused with.
+
+``python -m tests.exercises`` writes that page, notebooks/solutions/ANSWERS.md (``make save`` does it too).
+"""
+
+import contextlib
+import importlib
+import inspect
+import io
+import pkgutil
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tests.answers
+from tests import lessons
+
+PAGE = lessons.FOLDER / "solutions" / "ANSWERS.md"
+
+
+@dataclass
+class Answer:
+    """One answer to an exercise: why somebody gives it, and what it must be told (None: that it is right)."""
+
+    exercise: str
+    given: Any
+    belief: str
+    told: str | None
+    source: str
+
+
+class Answers(list[Answer]):
+    """The answers of one lesson. ``right`` and ``wrong`` decorate functions and classes, or take a value."""
+
+    def right(self, exercise: str):
+        return lambda given, belief="": self._add(exercise, given, belief, None)
+
+    def wrong(self, exercise: str, told: str):
+        return lambda given, belief="": self._add(exercise, given, belief, told)
+
+    def _add(self, exercise, given, belief, told):
+        written = inspect.isfunction(given) or inspect.isclass(given)
+        belief = belief or inspect.getdoc(given) or ""
+        source = _source(given) if written else repr(given)
+        self.append(Answer(exercise, given, " ".join(belief.split()), told, source))
+        return given
+
+
+def _source(given: Any) -> str:
+    """The answer as somebody would write it: without the decorator and the docstring."""
+    source = textwrap.dedent(inspect.getsource(given))
+    source = re.sub(r"\A(@.*\n)+", "", source)
+    return re.sub(r'^ +""".*?"""\n', "", source, count=1, flags=re.DOTALL | re.MULTILINE).rstrip()
+
+
+def every() -> dict[str, Answers]:
+    """The answers of all lessons, by the name of the lesson's module."""
+    names = [module.name for module in pkgutil.iter_modules(tests.answers.__path__)]
+    return {name: importlib.import_module(f"tests.answers.{name}").answers for name in names}
+
+
+def told(lesson: str, exercise: str, given: Any) -> tuple[str, str]:
+    """How the answer stands, and the sentence, as one line."""
+    check = importlib.import_module(f"helpers.exercises.{lesson}").check
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        check(exercise, given)
+    first, _, sentence = printed.getvalue().partition("\n")
+    return first.removeprefix(f"{exercise}: "), " ".join(sentence.split())
+
+
+def notebook(lesson: str, folder: Path = lessons.FOLDER) -> Path:
+    """The notebook of a lesson, ``01_requires_grad.ipynb`` for ``requires_grad``."""
+    (path,) = folder.glob(f"[0-9][0-9]_{lesson}.ipynb")
+    return path
+
+
+def statements(path: Path) -> dict[str, tuple[str, str]]:
+    """The exercises of a notebook: their statement, and the cell for the answer (or the solution)."""
+    sources = {cell["id"]: cell["source"] for cell in lessons.read(path)["cells"]}
+    names = [id.removeprefix("exercise-") for id in sources if id.startswith("exercise-")]
+    answer = "solution" if path.parent.name == "solutions" else "answer"
+    return {name: (sources[f"exercise-{name}"], sources.get(f"{answer}-{name}", "")) for name in names}
+
+
+def page() -> str:
+    """What each wrong answer reveals, as Markdown."""
+    lines = [
+        "# What wrong answers reveal",
+        "",
+        "For those who teach: plausible wrong answers, the belief behind each, and what the check of the exercise says.",
+        "`make save` writes this page from the answers that the tests hold the checks to.",
+    ]
+    for lesson, answers in sorted(every().items(), key=lambda item: notebook(item[0]).name):
+        path = notebook(lesson)
+        lines += ["", f"## {lessons.read(path)['cells'][0]['source'].splitlines()[0].removeprefix('# ')}"]
+        for exercise, (statement, cell) in statements(path).items():
+            facts = re.match(r"# (difficulty .*)", cell)
+            lines += ["", statement.splitlines()[0], "", f"{facts[1] if facts else ''}"]
+            for answer in answers:
+                if answer.exercise == exercise and answer.told is not None:
+                    _, sentence = told(lesson, exercise, answer.given)
+                    lines += ["", f"**{answer.belief}**", "", "```python", answer.source, "```", "", f"> {sentence}"]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
+    print(f"saved {PAGE.name}")

@@ -1,0 +1,277 @@
+"""The checks of the exercises: every right answer passes, every wrong one is refused with the sentence meant for it."""
+
+import contextlib
+import importlib
+import io
+import itertools
+import re
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+import tests.exercises as key
+from helpers.exercises import Lesson, NotYet, run, table, taken
+from tests import lessons
+
+LESSONS = key.every()
+ANSWERS = [
+    pytest.param(lesson, answer, id=f"{lesson}-{answer.exercise}-{number}")
+    for lesson, answers in LESSONS.items()
+    for number, answer in enumerate(answers)
+]
+EXERCISES = [
+    (lesson, name) for lesson, answers in LESSONS.items() for name in dict.fromkeys(a.exercise for a in answers)
+]
+EFFORT = re.compile(r"# difficulty [1-5] of 5, importance [1-5] of 5, about \d+ minutes?\n")
+
+
+def declared(lesson):
+    return importlib.import_module(f"helpers.exercises.{lesson}").lesson
+
+
+@pytest.mark.parametrize(("lesson", "answer"), ANSWERS)
+def test_an_answer_is_told_what_it_shows(lesson, answer):
+    state, recording = torch.get_rng_state(), torch.is_grad_enabled()
+    standing, sentence = key.told(lesson, answer.exercise, answer.given)
+    assert standing == ("right" if answer.told is None else "not yet"), sentence
+    assert (answer.told or declared(lesson).exercises[answer.exercise][1]) in sentence
+    assert torch.equal(torch.get_rng_state(), state) and torch.is_grad_enabled() is recording
+    assert key.told(lesson, answer.exercise, answer.given) == (standing, sentence), "another verdict the second time"
+
+
+@pytest.mark.parametrize(("lesson", "exercise"), EXERCISES)
+def test_each_exercise_has_enough_answers(lesson, exercise):
+    answers = [answer for answer in LESSONS[lesson] if answer.exercise == exercise]
+    wrong = [answer for answer in answers if answer.told is not None]
+    assert len(wrong) >= 5 and len(answers) - len(wrong) >= 3
+    assert all(answer.belief for answer in wrong), "every wrong answer has a belief behind it"
+    assert len({answer.told for answer in wrong}) >= 3, "one sentence for everything explains nothing"
+
+
+class Odd:
+    """An answer of no use that fights back."""
+
+    def __eq__(self, other):
+        raise KeyError("compared")
+
+    __hash__ = None
+
+    def __call__(self, *args, **kwargs):
+        raise ZeroDivisionError("called")
+
+
+def endless():
+    nested = []
+    nested.append(nested)
+    return nested
+
+
+def switches_recording_off(*args, **kwargs):
+    torch.set_grad_enabled(False)
+
+
+def calls_itself(*args, **kwargs):
+    return calls_itself(*args, **kwargs)
+
+
+HOSTILE = {
+    "nothing": None,
+    "a word": "raises",
+    "NaN": float("nan"),
+    "a class": Odd,
+    "an object": Odd(),
+    "a list in itself": endless(),
+    "no end": itertools.count(),
+    "no parameters": lambda: None,
+    "no end returned": lambda *args, **kwargs: itertools.repeat(1),
+    "NaN returned": lambda *args, **kwargs: torch.tensor(float("nan")),
+    "a class returned": lambda *args, **kwargs: nn.Linear,
+    "a recursion": calls_itself,
+    "recording off": switches_recording_off,
+    "a module in itself": lambda *args, **kwargs: setattr(args[0], "again", args[0]) if args else None,
+    "a dict": {},
+}
+
+
+@pytest.mark.parametrize(("lesson", "exercise"), EXERCISES)
+def test_an_answer_of_no_use_gets_a_sentence(lesson, exercise):
+    for what, given in HOSTILE.items():
+        standing, sentence = key.told(lesson, exercise, given)
+        assert standing == "not yet" and len(sentence) > 15, (what, standing, sentence)
+        assert torch.is_grad_enabled(), what
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_lesson_and_solution_agree(lesson):
+    in_lesson = key.statements(key.notebook(lesson))
+    in_solution = key.statements(key.notebook(lesson, lessons.FOLDER / "solutions"))
+    assert 3 <= len(in_lesson) <= 5
+    assert list(in_lesson) == list(in_solution) == list(declared(lesson).exercises)
+    assert set(in_lesson) == {answer.exercise for answer in LESSONS[lesson]}
+    for name, (statement, cell) in in_lesson.items():
+        assert statement == in_solution[name][0], f"run 'make save': the statement of {name} differs"
+        assert EFFORT.match(cell) and cell.endswith(f'check("{name}", answer)'), name
+        assert statement.startswith("### ") and statement.count("<details>") >= 2, f"{name} has a title and hints"
+
+
+def outputs(path, prefix):
+    cells = [
+        cell for cell in lessons.read(path)["cells"] if cell["cell_type"] == "code" and cell["id"].startswith(prefix)
+    ]
+    return {cell["id"]: "".join(output.get("text", "") for output in cell["outputs"]) for cell in cells}
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_a_lesson_is_committed_unanswered_and_its_solution_is_right(lesson):
+    answers = outputs(key.notebook(lesson), "answer-")
+    assert answers == {f"answer-{name}": f"{name}: not attempted\n" for name in declared(lesson).exercises}
+    solutions = outputs(key.notebook(lesson, lessons.FOLDER / "solutions"), ("solution-", "second-"))
+    assert {f"solution-{name}" for name in declared(lesson).exercises} <= solutions.keys()
+    for id, text in solutions.items():
+        name = id.partition("-")[2]
+        assert text.endswith("\n") and f"{name}: right\n" in text, id
+    asked = len(declared(lesson).exercises) + len(declared(lesson).predictions)
+    assert outputs(key.notebook(lesson), "progress") == {"progress": f"0 of {asked} right, {asked} not attempted\n"}
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_every_belief_about_a_prediction_is_a_wrong_guess(lesson, monkeypatch):
+    """Runs the lesson with every guess that has a sentence."""
+    asked = {}
+    monkeypatch.setattr(Lesson, "predict", lambda self, name, guess, seen: asked.update({name: (guess, seen)}))
+    module = importlib.reload(importlib.import_module(f"helpers.exercises.{lesson}"))
+    monkeypatch.chdir(lessons.FOLDER)
+    names = {"__name__": "__main__"}
+    for cell in lessons.read(key.notebook(lesson))["cells"]:
+        if cell["cell_type"] == "code" and len(asked) < len(module.lesson.predictions):
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+                exec(compile(cell["source"], cell["id"], "exec"), names)
+    monkeypatch.undo()
+    assert list(asked) == list(module.lesson.predictions) and asked
+    for name, (guess, seen) in asked.items():
+        predict = module.lesson.predict
+        assert said(name, predict, name, guess, seen) == ("not attempted", "")
+        assert said(name, predict, name, seen, seen) == ("right", "")
+        assert module.lesson.predictions[name], f"{name} has no sentence for any wrong guess"
+        for wrong, belief in module.lesson.predictions[name].items():
+            standing, sentence = said(name, predict, name, wrong, seen)
+            assert standing == "not yet" and belief in sentence, (name, wrong, seen)
+
+
+def said(name, call, *args):
+    """How ``name`` stands after ``call(*args)``, and the sentence, as one line."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        call(*args)
+    first, _, sentence = printed.getvalue().partition("\n")
+    return first.removeprefix(f"{name}: "), " ".join(sentence.split())
+
+
+@pytest.fixture
+def lesson():
+    made = Lesson()
+    made.prediction("guess", {(True, True): "Both was a belief."})
+
+    @made.exercise("sum", follows="So it is.")
+    def _(answer):
+        if run(answer, 1, 2) != 3:
+            raise NotYet("1 and 2 make 3.")
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("guess", "standing", "sentence"),
+    [
+        (..., "not attempted", ""),
+        ([True, ...], "not attempted", ""),
+        ([True, False], "right", ""),
+        ((True, False), "right", ""),
+        ({"a": True, "b": False}, "right", ""),
+        ([True, True], "not yet", "You said [True, True], the run says [True, False]. Both was a belief."),
+        ([False, False], "not yet", "You said [False, False], the run says [True, False]."),
+        (True, "not yet", "Your guess True has not the form of what was seen: [True, False]."),
+        (
+            ["True", "False"],
+            "not yet",
+            "Your guess ['True', 'False'] has not the form of what was seen: [True, False].",
+        ),
+        ({True, False}, "not yet", "A guess has the form of [True, False]; yours is a set."),
+        (endless(), "not yet", "A guess has the form of [True, False]; yours is a list."),
+    ],
+)
+def test_a_guess(lesson, guess, standing, sentence):
+    assert said("guess", lesson.predict, "guess", guess, [True, False]) == (standing, sentence)
+
+
+def test_progress_counts_how_everything_stands_last(lesson):
+    assert said("", lesson.progress) == ("0 of 2 right, 2 not attempted", "")
+    said("", lesson.check, "sum", lambda a, b: a * b)
+    assert said("", lesson.progress) == ("0 of 2 right, 1 not yet, 1 not attempted", "")
+    said("", lesson.check, "sum", lambda a, b: a + b)
+    said("", lesson.predict, "guess", [True, False], [True, False])
+    assert said("", lesson.progress) == ("2 of 2 right", "")
+
+
+def test_a_name_that_is_not_there(lesson):
+    with pytest.raises(ValueError, match="there is no 'summ' in this lesson; nearest: sum"):
+        lesson.check("summ", None)
+
+
+def answer_with_a_slip(a, b):
+    return a.size + b
+
+
+def test_an_error_is_told_with_its_line(lesson):
+    line = answer_with_a_slip.__code__.co_firstlineno + 1
+    told = f"Your code raised AttributeError: 'int' object has no attribute 'size' in line {line} of your cell."
+    assert said("sum", lesson.check, "sum", answer_with_a_slip) == ("not yet", told)
+
+
+def test_a_module_without_forward_was_attempted(lesson):
+    standing, sentence = said("sum", lesson.check, "sum", nn.Module())
+    assert standing == "not yet" and "NotImplementedError: Module" in sentence
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        ({"a": True}, "Keep the table a dict with the rows 'a', 'n'; yours is a dict."),
+        ({"a": True, "n": ...}, "Still to fill in: 'n'."),
+        ({"a": "True", "n": 1}, "Row 'a' takes True, False or \"raises\" (quotes only there); yours is a str."),
+        ({"a": True, "n": True}, "Row 'n' takes an int; yours is a bool."),
+        ({"a": False, "n": 2}, "0 of 2 rows are right. Both belong to it."),
+        ({"a": True, "n": 3}, "1 of 2 rows are right. Look again at 'n'."),
+    ],
+)
+def test_a_table(answer, sentence):
+    with pytest.raises(NotYet, match=f"^{re.escape(sentence)}$"):
+        table(answer, {"a": True, "n": 1}, {("n", 2): "Both belong to it."})
+    table({"a": True, "n": 1}, {"a": True, "n": 1}, {})
+
+
+def test_what_is_taken_has_an_end():
+    assert taken(iter("ab"), "letters") == ["a", "b"]
+    with pytest.raises(NotYet, match="Expected letters, got a count that does not end"):
+        taken(itertools.count(), "letters")
+    with pytest.raises(NotYet, match="Expected letters, got an int"):
+        taken(3, "letters")
+
+
+def test_the_page_for_those_who_teach_is_the_one_made_now():
+    assert key.PAGE.read_text("utf-8") == key.page(), "run 'make save'"
+
+
+def test_helpers_do_not_import_the_exercises():
+    import subprocess
+    import sys
+
+    code = "import helpers, sys; print([name for name in sys.modules if 'exercises' in name])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_no_exercise_is_there_twice():
+    names = Counter(name for lesson in LESSONS for name in declared(lesson).exercises)
+    assert max(names.values()) == 1
