@@ -58,6 +58,12 @@ def _source(given: Any) -> str:
     return re.sub(r'^ +""".*?"""\n', "", source, count=1, flags=re.DOTALL | re.MULTILINE).rstrip()
 
 
+def _rows(table: Any, solution: Any) -> str:
+    if not isinstance(table, dict) or not isinstance(solution, dict):
+        return ""
+    return "\n".join(f"{row!r}: {value!r}," for row, value in table.items() if solution.get(row) != value)
+
+
 def every() -> dict[str, Answers]:
     """The answers of all lessons, by the name of the lesson's module."""
     names = [module.name for module in pkgutil.iter_modules(tests.answers.__path__)]
@@ -93,8 +99,8 @@ def page() -> str:
     lines = [
         "# What wrong answers reveal",
         "",
-        "For those who teach: plausible wrong answers, the belief behind each, and what the check of the exercise says.",
-        "`make save` writes this page from the answers that the tests hold the checks to.",
+        "For those who teach: plausible wrong answers, the belief behind each, and what the check says.",
+        "Of a table only the wrong rows are shown. `make save` writes this page from `tests/answers`.",
     ]
     for lesson, answers in sorted(every().items(), key=lambda item: notebook(item[0]).name):
         path = notebook(lesson)
@@ -102,10 +108,13 @@ def page() -> str:
         for exercise, (statement, cell) in statements(path).items():
             facts = re.match(r"# (difficulty .*)", cell)
             lines += ["", statement.splitlines()[0], "", f"{facts[1] if facts else ''}"]
-            for answer in answers:
-                if answer.exercise == exercise and answer.told is not None:
+            given = [answer for answer in answers if answer.exercise == exercise]
+            solution = next(answer.given for answer in given if answer.told is None)
+            for answer in given:
+                if answer.told is not None:
                     _, sentence = told(lesson, exercise, answer.given)
-                    lines += ["", f"**{answer.belief}**", "", "```python", answer.source, "```", "", f"> {sentence}"]
+                    source = _rows(answer.given, solution) or answer.source
+                    lines += ["", f"**{answer.belief}**", "", "```python", source, "```", "", f"> {sentence}"]
     return "\n".join(lines) + "\n"
 
 
