@@ -5,7 +5,7 @@ PY := .venv/bin/python
 RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
 
 lab: .venv/ready ## open the lessons in JupyterLab, on this machine only
 	@[ "$$(id -u)" != 0 ] || echo "You are root: JupyterLab starts with --allow-root."
@@ -13,6 +13,9 @@ lab: .venv/ready ## open the lessons in JupyterLab, on this machine only
 
 test: .venv/ready ## run the tests of helpers, strict nbval over every notebook, and the rules for notebooks
 	$(PY) -m pytest $(ARGS)
+
+test-lab: .venv/ready ## run every notebook in JupyterLab in Chromium, as a student does
+	$(PY) -m pytest -n 0 -m "lab or not lab" tests/test_lab.py $(ARGS)
 
 save: .venv/ready ## re-execute the notebooks and write them in the one form that is committed
 	$(PY) -m tests.lessons $(ARGS)
@@ -45,7 +48,7 @@ endif
 	@{ $(PY) $(RECENT) && $(PY) -m pip --version; } >/dev/null 2>&1 || { \
 	  $(PYTHON) $(RECENT) || { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..."; exit 1; }; \
 	  echo "Making .venv"; $(PYTHON) -m venv --clear .venv; }
-	$(PY) -m pip install --editable '.[lessons,test]'
+	$(PY) -m pip install --editable '.[lessons,test,browser]'
 	@touch $@
 
-.PHONY: help lab test save lint stable mutate bench weights
+.PHONY: help lab test test-lab save lint stable mutate bench weights

@@ -37,9 +37,9 @@ lesson.prediction(
 lesson.prediction(
     "moment",
     {
-        (False, True, True): "Backward looks at the flag again before it adds to .grad.",
-        (False, False, False): "Once .grad is there, the optimizer applies it: it never looks at the flag.",
-        (False, True, False): "Backward looks at the flag again. The optimizer does not: it applies what is in .grad.",
+        (1, 0.8, 0.8): "Backward looks at the flag again before it adds to .grad.",
+        (1, 1, 1): "Once .grad is there, the optimizer applies it: it never looks at the flag.",
+        (1, 0.8, 1): "Backward looks at the flag again. The optimizer does not: it applies what is in .grad.",
     },
 )
 lesson.prediction(
