@@ -21,10 +21,12 @@ save: .venv/ready ## re-execute the notebooks and write them in the one form tha
 	$(PY) -m tests.lessons $(ARGS)
 	$(PY) -m tests.exercises
 
-lint: .venv/ready ## check style, format and types
+lint: .venv/ready ## check style, format, types and workflow files
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/zizmor --offline --quiet .github/workflows
 
 stable: .venv/ready ## compare the lessons' outputs with two threads, and with plain and AVX2 instructions
 	OMP_NUM_THREADS=2 $(PY) -m pytest -n 0 notebooks
@@ -48,7 +50,7 @@ endif
 	@{ $(PY) $(RECENT) && $(PY) -m pip --version; } >/dev/null 2>&1 || { \
 	  $(PYTHON) $(RECENT) || { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..."; exit 1; }; \
 	  echo "Making .venv"; $(PYTHON) -m venv --clear .venv; }
-	$(PY) -m pip install --editable '.[lessons,test,browser]'
+	$(PY) -m pip install --editable '.[lessons,test,ci]'
 	@touch $@
 
 .PHONY: help lab test test-lab save lint stable mutate bench weights

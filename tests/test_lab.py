@@ -77,7 +77,7 @@ def lab(tmp_path_factory):
 
 @pytest.fixture
 def page(request):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: install the extra 'browser'")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: install the extra 'ci'")
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*quiet, "--disable-sync"])

@@ -2,8 +2,12 @@
 
 import doctest
 import re
+import runpy
 from pathlib import Path
 
+from PIL import Image
+
+from conftest import differ
 from tests import lessons
 
 README = Path(__file__).parent.parent / "README.md"
@@ -19,6 +23,16 @@ def test_it_lists_every_lesson_and_no_other():
     assert linked == [path.name for path in lessons.paths() if path.parent == lessons.FOLDER]
 
 
+def test_minutes_are_those_of_the_lessons():
+    teachers = (README.parent / "docs" / "teachers.md").read_text("utf-8")
+    for path in lessons.FOLDER.glob("*.ipynb"):
+        (minutes,) = re.findall(r"^About (\d+) minutes", lessons.read(path)["cells"][0]["source"], re.M)
+        (name,) = re.findall(
+            rf"^\| \[(.*)\]\(notebooks/{path.name}\) \|.*\| {minutes} \|$", README.read_text("utf-8"), re.M
+        )
+        assert re.search(rf"^\| {re.escape(name)} \| {minutes} \|", teachers, re.M), name
+
+
 def test_the_index_names_sections_that_are_there():
     rows = re.findall(
         r"^\| .* \| \[(\d\d)\]\((\S+)\) \| (.*) \|$", (lessons.FOLDER / "INDEX.md").read_text("utf-8"), re.M
@@ -28,3 +42,14 @@ def test_the_index_names_sections_that_are_there():
         cells = lessons.read(lessons.FOLDER / file)["cells"]
         headings = re.findall(r"^## (.*)$", "\n\n".join(cell["source"] for cell in cells), re.M)
         assert file.startswith(number) and section in headings, (file, section)
+
+
+def test_its_picture_is_the_one_drawn_now_and_its_words_say_what_it_shows(tmp_path):
+    drawn = runpy.run_path(str(README.parent / "docs" / "picture.py"))
+    drawn["save"](tmp_path / "now.png")
+    old, new = Image.open(README.parent / "docs" / "frozen.png"), Image.open(tmp_path / "now.png")
+    assert old.info["Software"] != new.info["Software"] or not differ(old, new), "run: python docs/picture.py"
+    (words,) = re.findall(r"!\[([^\]]*)\]\(docs/frozen.png\)", README.read_text("utf-8"), re.S)
+    for recipe in ("frozen_by_flags", "freeze"):
+        names, changed = drawn["moved"](drawn[recipe])
+        assert f"{len(changed)} of its {len(names)} entries" in words.replace("\n", " ")
