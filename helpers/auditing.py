@@ -243,7 +243,10 @@ def norm_statistics_drift(case: _Case) -> _Texts:
 
 
 def dropout_in_frozen_part(case: _Case) -> _Texts:
-    """Dropout (that of attention and RNNs too, StochasticDepth, DropPath) makes frozen features random.
+    """Dropout, that of attention and RNNs too, makes frozen features random.
+
+    StochasticDepth and DropPath do as well, but published recipes for fine-tuning keep them on, so they are no finding.
+    `cache_features` refuses them.
 
     >>> backbone = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).requires_grad_(False)
     >>> model = nn.Sequential(backbone, nn.Dropout(0.5), nn.Linear(2, 1))
@@ -265,8 +268,8 @@ def dropout_in_frozen_part(case: _Case) -> _Texts:
 
 
 def _dropout(layer: Any) -> float:
-    if isinstance(layer, _DropoutNd) or type(layer).__name__ in ("StochasticDepth", "DropPath"):
-        return getattr(layer, "p", None) or getattr(layer, "drop_prob", None) or 0.0
+    if isinstance(layer, _DropoutNd):
+        return layer.p
     inside = isinstance(layer, nn.MultiheadAttention) or (isinstance(layer, nn.RNNBase) and layer.num_layers > 1)
     return layer.dropout if inside else 0.0
 
@@ -343,11 +346,14 @@ def unregistered(case: _Case) -> _Texts:
     for prefix, module in case.modules.items():
         for attribute, value in vars(module).items():
             # Who gets a module past nn.Module.__setattr__ means to hide it.
-            hidden = isinstance(value, nn.Module)
+            hidden = isinstance(value, nn.Module) or attribute in _TORCHS_OWN
             if not hidden and any(_is_lost(item, module, case) for item in _contents(value)):
                 name = f"{prefix}.{attribute}".lstrip(".")
                 message = f"{name!r} is trainable but not registered: parameters(), state_dict() and to() pass it by."
                 yield name, message, direct if isinstance(value, torch.Tensor) else inside
+
+
+_TORCHS_OWN = frozenset(vars(nn.Module()))
 
 
 def _contents(value: object, depth: int = 3) -> Iterator[object]:

@@ -27,7 +27,8 @@ def freeze(module: nn.Module, *patterns: str, norm_stats: bool = True) -> list[s
     A frozen BatchNorm or InstanceNorm stays in eval mode, also after ``module.train()``: in train mode it would update
     its running statistics whatever the flags (https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html).
     Without own parameters (``affine=False``) it counts as frozen when all parameters of the nearest module around it
-    are. ``norm_stats=False`` sets flags only. No other mode changes: dropout in a frozen part stays random.
+    are. ``norm_stats=False`` sets flags only. No other mode changes: dropout and stochastic depth in a frozen
+    part stay random in train mode (`audit` reports the first, `cache_features` refuses both).
 
     ``.grad`` of what is frozen becomes None, and `unfreeze` does not bring it back. An optimizer skips a parameter
     without ``.grad``, not one without ``requires_grad``: it would apply the old gradient, and its momentum, once more

@@ -20,6 +20,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 from torchvision.models import resnet18
+from torchvision.ops import StochasticDepth
 from torchvision.transforms import v2
 
 from helpers.features import cache_features
@@ -200,6 +201,40 @@ class Mean(nn.Module):
 def test_it_refuses_what_it_cannot_cache(backbone, batches, error, named):
     with pytest.raises(error, match=re.escape(named)):
         cache_features(backbone, batches)
+
+
+class DropPath(nn.Identity):
+    """timm's."""
+
+    def __init__(self, drop_prob):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+
+def test_it_refuses_what_drops_paths_until_that_is_in_eval_mode():
+    paths = [DropPath(0.1), DropPath(None), DropPath(0.0), StochasticDepth(0.0, "row"), StochasticDepth(0.2, "row")]
+    backbone = nn.Sequential(nn.Linear(2, 2), *paths).requires_grad_(False)
+    message = (
+        "the backbone would give other features the next time:\n"
+        "StochasticDepth or DropPath is active in 1, 5: it leaves out layers at random.\n"
+        "    Call eval() on it after every backbone.train()."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        cache_features(backbone, [(torch.ones(1, 2), [0])])
+    cache_features(backbone.eval(), [(torch.ones(1, 2), [0])])
+
+
+def test_of_many_names_it_says_three():
+    backbone = nn.Sequential(nn.Dropout(), *[StochasticDepth(0.2, "row") for _ in range(4)], nn.Linear(2, 2))
+    message = (
+        "the backbone would give other features the next time:\n"
+        "dropout-in-frozen-part: '0' drops at random (p=0.5) in a frozen part: equal inputs get different features.\n"
+        "    Call its eval() after every model.train(), or override train() of the part.\n"
+        "StochasticDepth or DropPath is active in 1, 2, 3, ...: it leaves out layers at random.\n"
+        "    Call eval() on it after every backbone.train()."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        cache_features(backbone.requires_grad_(False), [(torch.ones(1, 2), [0])])
 
 
 # What it warns of -----------------------------------------------------------------------------------------------------
