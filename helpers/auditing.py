@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from helpers._frozen import frozen_modules
+from helpers.report import check_module
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,12 @@ def audit(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = 
     ``model`` is all that the optimizer trains: put several modules into one ``nn.ModuleList``, and several optimizers
     into a list. Without an optimizer its rules are skipped. Raises TypeError when an argument is something else.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"audit(model, optimizer=None): the model must be an nn.Module, not {type(model).__name__}")
+    check_module("audit", model)
     optimizers = optimizer if isinstance(optimizer, Sequence) else [] if optimizer is None else [optimizer]
     for item in optimizers:
         if not hasattr(item, "param_groups"):
             wanted = "the optimizer must be an optimizer (not its parameters) or a list of them"
-            raise TypeError(f"audit(model, optimizer=None): {wanted}, not {type(item).__name__}")
+            raise TypeError(f"audit(model, optimizer): {wanted}, not a {type(item).__name__}")
     case = _Case(model, optimizers)
     return Findings(Finding(rule, *texts) for rule, find in RULES.items() for texts in find(case))
 
@@ -260,11 +260,8 @@ def dropout_in_frozen_part(case: _Case) -> _Texts:
     remedy = "Call its eval() after every model.train(), or override train() of the part."
     for name, layer in case.awake.items():
         if p := _dropout(layer):
-            yield (
-                name,
-                f"{name!r} drops at random (p={p}) in a frozen part: equal inputs get different features.",
-                remedy,
-            )
+            message = f"{name!r} drops at random (p={p}) in a frozen part: equal inputs get different features."
+            yield name, message, remedy
 
 
 def _dropout(layer: Any) -> float:

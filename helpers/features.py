@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from helpers.auditing import audit
+from helpers.report import check_module
 
 _UNSTEADY = ("norm-statistics-drift", "dropout-in-frozen-part")
 
@@ -41,6 +42,7 @@ def cache_features(backbone: nn.Module, loader: Iterable) -> TensorDataset:
     StochasticDepth, DropPath) or its statistics drift, and when there are no batches or not as many labels as features;
     TypeError for other types.
     """
+    check_module("cache_features", backbone)
     unsteady = [str(found) for found in audit(backbone) if found.rule in _UNSTEADY]
     if trainable := [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]:
         raise ValueError(
@@ -102,10 +104,8 @@ def _drops_paths(part: Any) -> bool:
 
 
 def _form(value: object) -> str:
-    kind = type(value).__name__
-    return (
-        f"a {kind} of {', '.join(type(item).__name__ for item in value)}" if isinstance(value, list | tuple) else kind
-    )
+    inside = f" of {', '.join(type(item).__name__ for item in value)}" if isinstance(value, list | tuple) else ""
+    return f"a {type(value).__name__}{inside}"
 
 
 def _random_parts(loader: Any) -> list[str]:

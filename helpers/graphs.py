@@ -7,10 +7,10 @@ from itertools import groupby, takewhile
 from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
+
+from helpers.memory import storages
 
 if TYPE_CHECKING:
     import networkx  # type: ignore[import-untyped]
@@ -45,8 +45,8 @@ def graph(output: Any, model: nn.Module | None = None) -> networkx.DiGraph:
     - ``parameter`` (qualified name in ``model``), ``frozen`` (it has ``requires_grad=False`` now) and ``shape`` of a
       leaf; None for all else. Tied weights are one leaf with their first name.
     - ``saved_bytes``: storages that the operation keeps for backward, without parameters and buffers of ``model``.
-      What several keep counts for the first, so the sum is the total. Not seen: sparse tensors, tensors set on the
-      ``ctx`` of a custom ``Function``, and what a hook packs into its own objects (a checkpoint keeps 0).
+      What several keep counts for the first, so the sum is the total. Not seen: tensors set on the ``ctx`` of a
+      custom ``Function``, and what a hook packs into its own objects (a checkpoint keeps 0).
     - ``module``: a qualified name, if ``model`` is given. Autograd does not record it. An operation is counted to the
       module whose parameters or buffers it takes (of several: the one around them); if it takes none, to the module
       of the operation before it (of several: the latest).
@@ -87,9 +87,8 @@ def graph(output: Any, model: nn.Module | None = None) -> networkx.DiGraph:
                 nodes.append(below)
 
     own = [*model.named_parameters(), *model.named_buffers()] if model else []
-    own = [(name, tensor) for name, tensor in own if not is_lazy(tensor)]
     named = {id(tensor): name for name, tensor in own}
-    counted = {_storage(tensor)[0] for _, tensor in own}
+    counted = {storage._cdata for storage in storages(tensor for _, tensor in own)}
     found = networkx.DiGraph()
     for node in nodes:
         name = node.name().removeprefix("torch::autograd::")
@@ -110,11 +109,10 @@ def graph(output: Any, model: nn.Module | None = None) -> networkx.DiGraph:
         kept = list(_kept(node))
         if not kept and not pruned and all(source in brings for source in inputs):
             brings[key] = takes
-        for tensor in kept:
-            storage, nbytes = _storage(tensor)
-            if storage not in counted and not isinstance(tensor, nn.Parameter):
-                counted.add(storage)
-                attributes["saved_bytes"] += nbytes
+        for storage in storages(tensor for tensor in kept if not isinstance(tensor, nn.Parameter)):
+            if storage._cdata not in counted:
+                counted.add(storage._cdata)
+                attributes["saved_bytes"] += storage.nbytes()
 
         known: list[Any] = [tensor for tensor in kept if id(tensor) in named]
         owners = {name.rpartition(".")[0] for name in takes.union(named[id(tensor)] for tensor in known)}
@@ -244,14 +242,6 @@ def _kept(node: Any) -> Iterator[Tensor]:
             f"backward() has freed what {node.name()} had saved, so there is no whole graph to show. "
             "Call graph() before backward(), or use backward(retain_graph=True)."
         ) from error
-
-
-def _storage(tensor: Tensor) -> tuple[int, int]:
-    """What identifies the storage of ``tensor``, also on the meta device, and its bytes. A sparse tensor has none."""
-    if tensor.layout != torch.strided:
-        return id(tensor), 0
-    storage = tensor.untyped_storage()
-    return storage._cdata, storage.nbytes()
 
 
 def _around(names: set[str]) -> str:

@@ -626,11 +626,11 @@ def test_the_cost_grows_linearly():
 @pytest.mark.parametrize(
     "arguments, named",
     [
-        ((sgd(nn.Linear(2, 1)), nn.Linear(2, 1)), "not SGD"),
-        ((nn.Linear(2, 1).parameters(),), "not generator"),
-        ((nn.Linear(2, 1), nn.Linear(2, 1).parameters()), "not generator"),
-        ((nn.Linear(2, 1), list(nn.Linear(2, 1).parameters())), "not Parameter"),
-        ((nn.Linear(2, 1), torch.optim.SGD), "not type"),
+        ((sgd(nn.Linear(2, 1)), nn.Linear(2, 1)), "not a SGD; the model comes before the optimizer"),
+        ((nn.Linear(2, 1).parameters(),), "not a generator; pass the model itself"),
+        ((nn.Linear(2, 1), nn.Linear(2, 1).parameters()), r"\(not its parameters\) .* not a generator"),
+        ((nn.Linear(2, 1), list(nn.Linear(2, 1).parameters())), "not a Parameter"),
+        ((nn.Linear(2, 1), torch.optim.SGD), "not a type"),
     ],
 )
 def test_other_arguments_are_refused(arguments, named):

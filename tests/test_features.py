@@ -183,19 +183,19 @@ class Mean(nn.Module):
         (Mean(), [pair()], ValueError, "features () and labels (2,)"),
         (Mean(), [pair(labels=torch.tensor(1))], ValueError, "features () and labels ()"),
         (Tuple(), loader(), TypeError, "not a tuple of Tensor, Tensor"),
-        (nn.Flatten(), [torch.zeros(2, 3)], TypeError, "(tensor of inputs, labels), not Tensor"),
+        (nn.Flatten(), [torch.zeros(2, 3)], TypeError, "(tensor of inputs, labels), not a Tensor"),
         (nn.Flatten(), [[torch.zeros(2, 3)]], TypeError, "not a list of Tensor"),
         (nn.Flatten(), [(torch.zeros(2, 3), 0, 1)], TypeError, "not a tuple of Tensor, int, int"),
-        (nn.Flatten(), [{"image": torch.zeros(2, 3)}], TypeError, "not dict"),
+        (nn.Flatten(), [{"image": torch.zeros(2, 3)}], TypeError, "not a dict: give the DataLoader a"),
         (nn.Flatten(), [({"image": torch.zeros(2, 3)}, [0, 1])], TypeError, "not a tuple of dict, list"),
         (nn.Flatten(), [pair(labels=["cat", "dog"])], TypeError, "labels must be a tensor or a list of numbers"),
         (
             nn.Flatten(),
             [pair(labels={"boxes": 1})],
             TypeError,
-            "labels must be a tensor or a list of numbers, not dict",
+            "labels must be a tensor or a list of numbers, not a dict",
         ),
-        (torch.flatten, loader(), TypeError, "must be an nn.Module"),
+        (torch.flatten, loader(), TypeError, "cache_features(model): model must be a torch.nn.Module"),
     ],
 )
 def test_it_refuses_what_it_cannot_cache(backbone, batches, error, named):

@@ -582,7 +582,7 @@ def test_pattern_on_a_module_without_parameters():
 @pytest.mark.parametrize("call", [freeze, unfreeze])
 def test_wrong_types_say_what_to_pass(call):
     net = nn.Linear(2, 2)
-    with pytest.raises(TypeError, match="generator: pass the model"):
+    with pytest.raises(TypeError, match="not a generator; pass the model itself"):
         call(net.parameters())
     with pytest.raises(TypeError, match="list: pass names one by one"):
         call(net, "weight", ["bias"])

@@ -408,7 +408,7 @@ def changed_in_a_view(x):
         (lambda x: checkpoint(torch.sin, x, use_reentrant=False), {"SinBackward0"}, None),
         (lambda x: x[torch.tensor([0, 1])], {"IndexBackward0"}, 16),
         (changed_in_a_view, {"MulBackward0", "CopySlices"}, None),
-        (lambda x: torch.sparse.mm(torch.eye(4).to_sparse(), x[:, None]), {"SparseAddmmBackward0"}, None),
+        (lambda x: torch.sparse.mm(torch.eye(4).to_sparse(), x[:, None]), {"SparseAddmmBackward0"}, 64 + 16),
         (torch.compile(lambda x: x.sin() * 2, backend="aot_eager"), {"CompiledFunctionBackward"}, 16),
     ],
     ids=["Function", "reentrant", "checkpoint", "index", "view", "sparse", "compiled"],
