@@ -183,7 +183,7 @@ def draw(graph: networkx.DiGraph, ax: Axes | None = None, by: str = "op") -> Axe
         _, ax = plt.subplots(figsize=((right - left + 2 * spare) / 72, (top + _ROW) / 72), layout="constrained")
     ax.set(xlim=(left - spare, right + spare), ylim=(-_ROW, top))
     ax.set_axis_off()
-    clip = {"clip_path": TransformedPatchPath(ax.patch)}  # one for all artists: Axes would make one for each
+    clip: dict[str, Any] = {"clip_path": TransformedPatchPath(ax.patch)}  # one for all artists: Axes would make one for each
     text: dict[str, Any] = {"ha": "center", "va": "center", "size": _FONT, "family": "monospace", "color": "black"}
     for key, (label, style) in boxes.items():
         edged = {"boxstyle": f"round,pad={_PAD / _FONT}", "edgecolor": "black"} | _STYLES[style]
