@@ -183,11 +183,11 @@ def draw(graph: networkx.DiGraph, ax: Axes | None = None, by: str = "op") -> Axe
         _, ax = plt.subplots(figsize=((right - left + 2 * spare) / 72, (top + _ROW) / 72), layout="constrained")
     ax.set(xlim=(left - spare, right + spare), ylim=(-_ROW, top))
     ax.set_axis_off()
-    clip: dict[str, Any] = {"clip_path": TransformedPatchPath(ax.patch)}  # one for all artists: Axes would make one for each
+    clip = TransformedPatchPath(ax.patch)  # one for all artists: left alone, each gets its own, which takes longer
     text: dict[str, Any] = {"ha": "center", "va": "center", "size": _FONT, "family": "monospace", "color": "black"}
     for key, (label, style) in boxes.items():
         edged = {"boxstyle": f"round,pad={_PAD / _FONT}", "edgecolor": "black"} | _STYLES[style]
-        ax.text(*places[key][:2], label, bbox=edged, zorder=2, **text, **clip)
+        ax.text(*places[key][:2], label, bbox=edged, zorder=2, clip_path=clip, **text)
     line: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 8, "shrinkA": 0, "shrinkB": 0, "color": "0.35"}
     for source, target in edges:
         (x1, y1, _, h1), (x2, y2, _, h2) = places[source], places[target]
@@ -195,7 +195,7 @@ def draw(graph: networkx.DiGraph, ax: Axes | None = None, by: str = "op") -> Axe
         passed = [x1 - x + w for x, y, w, _ in places.values() if y2 < y < y1 and max(abs(x - x1), abs(x - x2)) < w]
         bend = 2 * (max(passed) + _GAP) / (y1 - y2) if passed else 0
         path: dict[str, Any] = {"posA": (x1, y1 - h1), "posB": (x2, y2 + h2), "connectionstyle": f"arc3,rad={bend}"}
-        ax.add_artist(FancyArrowPatch(**path, **line, **clip))
+        ax.add_artist(FancyArrowPatch(clip_path=clip, **path, **line))
     shown = {style for _, style in boxes.values()}
     handles = [Patch(edgecolor="black", label=name, **style) for name, style in _STYLES.items() if name in shown]
     ax.legend(handles=handles, loc="lower center", ncols=len(handles), fontsize=_FONT, frameon=False)
