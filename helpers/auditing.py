@@ -401,9 +401,9 @@ def tied_weights_split(case: _Case) -> _Texts:
 
 
 def _memory(tensor: torch.Tensor) -> object:
-    """Where the values are; meta, empty, sparse, fake and lazy tensors have none."""
+    """Where the values are; sparse and lazy tensors cannot tell."""
     try:
-        return (tensor.device, tensor.data_ptr(), tensor.numel()) if tensor.data_ptr() else id(tensor)
+        return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel()
     except (RuntimeError, ValueError):
         return id(tensor)
 

@@ -285,6 +285,15 @@ for frozen in ([], [0], [1]):
     untied(*frozen)
 
 
+@mistake("tied-weights-split", "1.weight")
+def untied_on_the_meta_device():
+    with torch.device("meta"):
+        model = untied_by_assign()
+    yield model, None
+    model[1].weight = model[0].weight
+    yield model, None
+
+
 @mistake("inference-tensor", "1.weight", "1.bias")
 def built_under_inference_mode():
     model = net()
@@ -492,6 +501,8 @@ RIGHT = {
     "pruned": pruned,
     "tied": tied,
     "frozen and untied": lambda: nn.Sequential(untied_by_assign(0, 1), nn.Linear(2, 1)),
+    "empty parameters": lambda: Holder(one=nn.Parameter(torch.empty(0)), other=nn.Parameter(torch.empty(0))),
+    "parts of one tensor": lambda: Holder(**dict(zip("ab", map(nn.Parameter, torch.ones(2, 3)), strict=True))),
     "sparse parameter": lambda: Holder(extra=nn.Parameter(torch.eye(2).to_sparse())),
     "dropout beside the head": lambda: nn.Sequential(
         nn.Linear(2, 2).requires_grad_(False), nn.Dropout(), nn.Linear(2, 1)
