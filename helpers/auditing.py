@@ -363,12 +363,12 @@ def _contents(value: object, depth: int = 3) -> Iterator[object]:
 
 def _is_lost(item: object, holder: nn.Module, case: _Case) -> bool:
     tensors: Iterable[Any] = ()
-    if isinstance(item, torch.Tensor) and item.is_leaf:
-        tensors = [item]
-    elif isinstance(item, torch.Tensor):
+    if isinstance(item, torch.Tensor) and item.grad_fn is not None:
         # One operation on a Parameter that nobody has; activations and parametrized weights start at a registered one.
-        inputs = [getattr(node, "variable", None) for node, _ in getattr(item.grad_fn, "next_functions", ())]
+        inputs = [getattr(node, "variable", None) for node, _ in item.grad_fn.next_functions]
         tensors = [tensor for tensor in inputs if isinstance(tensor, nn.Parameter)]
+    elif isinstance(item, torch.Tensor):
+        tensors = [item]
     elif isinstance(item, nn.Module) and id(item) not in case.registered and holder not in set(item.modules()):
         tensors = item.parameters()
     return any(tensor.requires_grad and id(tensor) not in case.registered for tensor in tensors)

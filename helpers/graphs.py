@@ -61,6 +61,7 @@ def graph(output: Any, model: nn.Module | None = None) -> networkx.DiGraph:
     Raises ``TypeError`` for anything but tensors, ``ValueError`` for a tensor without history, and ``RuntimeError``
     when backward has freed the saved tensors.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     >>> _ = net[1].requires_grad_(False)
     >>> for key, node in graph(net(torch.ones(4, 2)), net).nodes(data=True):
@@ -152,6 +153,7 @@ def draw(graph: networkx.DiGraph, ax: Axes | None = None, by: str = "op") -> Axe
     Raises ``ValueError`` for another ``by``, for ``by="module"`` when ``graph`` had no ``model``, and for more than 500
     boxes.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     >>> _ = net[1].requires_grad_(False)
     >>> print(draw(graph(net(torch.ones(4, 2)), net), by="module").words.replace("; ", "\\n"))

@@ -4,6 +4,7 @@ import copy
 import sys
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.ops import StochasticDepth
 
-from helpers.auditing import RULES, Finding, audit
+from helpers.auditing import RULES, Finding, Findings, audit
 from helpers.freezing import freeze
 
 INPUT = torch.ones(4, 2)
@@ -637,9 +638,16 @@ def test_the_cost_grows_linearly():
 @pytest.mark.parametrize(
     "arguments, named",
     [
-        ((sgd(nn.Linear(2, 1)), nn.Linear(2, 1)), "not a SGD; the model comes before the optimizer"),
+        (
+            (sgd(nn.Linear(2, 1)), nn.Linear(2, 1)),
+            r"^audit\(model\): .* not a SGD; the model comes before the optimizer$",
+        ),
         ((nn.Linear(2, 1).parameters(),), "not a generator; pass the model itself"),
-        ((nn.Linear(2, 1), nn.Linear(2, 1).parameters()), r"\(not its parameters\) .* not a generator"),
+        (
+            (nn.Linear(2, 1), nn.Linear(2, 1).parameters()),
+            r"^audit\(model, optimizer\): the optimizer must be an optimizer \(not its parameters\) or a list of them, "
+            "not a generator$",
+        ),
         ((nn.Linear(2, 1), list(nn.Linear(2, 1).parameters())), "not a Parameter"),
         ((nn.Linear(2, 1), torch.optim.SGD), "not a type"),
     ],
@@ -647,6 +655,30 @@ def test_the_cost_grows_linearly():
 def test_other_arguments_are_refused(arguments, named):
     with pytest.raises(TypeError, match=named):
         audit(*arguments)
+
+
+def test_an_optimizer_is_what_has_param_groups():
+    model = nn.Linear(2, 1, bias=False)
+    backward(model)
+    model.requires_grad_(False)
+    optimizer = SimpleNamespace(param_groups=[{"params": [model.weight]}])
+    assert found(model, optimizer) == [("nothing-trainable", ""), ("stale-grad", "weight")]
+
+
+def test_a_list_may_hold_itself():
+    items = [nn.Linear(2, 1)]
+    items.append(items)
+    assert found(Holder(items=items)) == [("unregistered", "items")]
+
+
+def test_the_model_itself_is_called_so():
+    model = nn.BatchNorm1d(2).requires_grad_(False)
+    model.requires_grad = model.require_grad = True
+    assert [finding.message for finding in audit(model)] == [
+        "the model is frozen but in train mode: it uses each batch's statistics, and its own drift.",
+        "requires_grad = True on the model is a new attribute without effect.",
+        "require_grad = True on the model is a new attribute without effect.",
+    ]
 
 
 def test_findings_are_a_list_that_shows_itself():
@@ -657,4 +689,9 @@ def test_findings_are_a_list_that_shows_itself():
     assert str(findings).splitlines()[0].startswith("norm-statistics-drift: '0.0' is frozen but")
     assert len(str(findings).splitlines()) == 4
     assert findings._repr_html_().count("<tr>") == 3 and "0.&lt;norm&gt;" in findings._repr_html_()
+    assert Findings([Finding("rule", "0", "<", "&")])._repr_html_() == (
+        "<table><tr><td>rule</td><td>name</td><td>message</td><td>remedy</td></tr>"
+        "<tr><td>rule</td><td>0</td><td>&lt;</td><td>&amp;</td></tr></table>"
+    )
+    assert Findings()._repr_html_() == "<table><tr><td>no findings</td></tr></table>"
     assert audit(nn.Linear(2, 1)) == [] and str(audit(nn.Linear(2, 1))) == "no findings"

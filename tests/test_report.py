@@ -141,7 +141,10 @@ def test_any_dtype(dtype):
             r"^parameters\(model\): model must be a torch.nn.Module, not a generator; pass the model itself$",
         ),
         ((nn.Linear(1, 1).state_dict(),), "not a OrderedDict"),
-        ((torch.optim.SGD(nn.Linear(1, 1).parameters()), nn.Linear(1, 1)), "not a SGD; the model comes before the optimizer$"),
+        (
+            (torch.optim.SGD(nn.Linear(1, 1).parameters()), nn.Linear(1, 1)),
+            "not a SGD; the model comes before the optimizer$",
+        ),
         ((nn.Linear(1, 1), nn.Linear(1, 1)), "pass one torch.optim.Optimizer, not a Linear"),
         (
             (nn.Linear(1, 1), [torch.optim.SGD(nn.Linear(1, 1).parameters())]),
