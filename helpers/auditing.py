@@ -291,13 +291,13 @@ def flag_on_module(case: _Case) -> _Texts:
 
 
 def misspelt_flag(case: _Case) -> _Texts:
-    """A misspelt ``requires_grad`` makes a new attribute of the parameter or module, which nothing reads.
+    """A misspelled ``requires_grad`` makes a new attribute of the parameter or module, which nothing reads.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> model.weight.require_grad = False
     >>> audit(model)
     misspelt-flag: require_grad = False on 'weight' is a new attribute without effect.
-        Call requires_grad_(False): modules have it too, and a misspelt method raises.
+        Call requires_grad_(False): modules have it too, and a misspelled method raises.
     >>> model.weight.requires_grad = False
     >>> audit(model)
     no findings
@@ -306,7 +306,7 @@ def misspelt_flag(case: _Case) -> _Texts:
         for attribute, value in vars(owner).items():
             if _resembles_flag(attribute) and _contradicts(value, owner):
                 message = f"{attribute} = {value} on {_shown(name)} is a new attribute without effect."
-                yield name, message, f"Call requires_grad_({value}): modules have it too, and a misspelt method raises."
+                yield name, message, f"Call requires_grad_({value}): modules have it too, and a misspelled method raises."
 
 
 @cache
