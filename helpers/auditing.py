@@ -306,7 +306,11 @@ def misspelt_flag(case: _Case) -> _Texts:
         for attribute, value in vars(owner).items():
             if _resembles_flag(attribute) and _contradicts(value, owner):
                 message = f"{attribute} = {value} on {_shown(name)} is a new attribute without effect."
-                yield name, message, f"Call requires_grad_({value}): modules have it too, and a misspelled method raises."
+                yield (
+                    name,
+                    message,
+                    f"Call requires_grad_({value}): modules have it too, and a misspelled method raises.",
+                )
 
 
 @cache

@@ -30,6 +30,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -252,5 +253,6 @@ def _short(error: Exception) -> str:
 def _line(error: Exception, answer: Any) -> str:
     code = getattr(answer, "__code__", None) or getattr(getattr(answer, "__init__", None), "__code__", None)
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if code and frame.filename == code.co_filename]
+    ours = code is None or Path(code.co_filename).parent == Path(__file__).parent  # a lambda of a check
+    lines = [] if ours else [frame.lineno for frame in frames if frame.filename == code.co_filename]
     return f" in line {lines[-1]} of your cell" if lines else ""
