@@ -253,6 +253,7 @@ def _short(error: Exception) -> str:
 def _line(error: Exception, answer: Any) -> str:
     code = getattr(answer, "__code__", None) or getattr(getattr(answer, "__init__", None), "__code__", None)
     frames = traceback.extract_tb(error.__traceback__)
-    ours = code is None or Path(code.co_filename).parent == Path(__file__).parent  # a lambda of a check
-    lines = [] if ours else [frame.lineno for frame in frames if frame.filename == code.co_filename]
+    if code is None or Path(code.co_filename).parent == Path(__file__).parent:  # a lambda of a check
+        return ""
+    lines = [frame.lineno for frame in frames if frame.filename == code.co_filename]
     return f" in line {lines[-1]} of your cell" if lines else ""
