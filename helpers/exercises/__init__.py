@@ -166,6 +166,8 @@ def run(answer: Any, *args: Any, **kwargs: Any) -> Any:
             f"Your code leaves torch with another {left[0]} for all that comes after it. What is set for a while "
             "belongs in a block, such as with torch.no_grad():"
         )
+    if inspect.iscoroutine(result):
+        result.close()
     if inspect.iscoroutinefunction(answer) or inspect.isgeneratorfunction(inspect.unwrap(answer)):
         raise NotYet("Your function has not run: with yield or async it waits to be asked. Use return.")
     return result
@@ -282,7 +284,9 @@ def _short(error: Exception) -> str:
 
 
 def _line(error: Exception, answer: Any) -> str:
-    code = getattr(answer, "__code__", None) or getattr(getattr(answer, "__init__", None), "__code__", None)
+    """Where in the learner's cell: the last line of it on the way to the error."""
+    written = getattr(answer, "__dict__", {}).get("__init__", answer)  # of a class, its own __init__
+    code = getattr(written, "__code__", None)
     frames = traceback.extract_tb(error.__traceback__)
     if code is None or Path(code.co_filename).parent == Path(__file__).parent:  # a lambda of a check
         return ""

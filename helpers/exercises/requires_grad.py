@@ -1,6 +1,7 @@
 """The exercises and predictions of the lesson on ``requires_grad``."""
 
 import copy
+import operator
 
 import torch
 from torch import nn
@@ -34,10 +35,7 @@ lesson.prediction(
         (1, 1): "Two frozen layers each time, but backward ends at the earliest tensor that asks: look where that is.",
         (3, 3): "One product for its own weight, one to pass on: which are needed if nothing before asks?",
         (2, 2): "Has the last layer somebody to pass on to? And do frozen layers at the end pass on for nothing?",
-        (
-            1,
-            2,
-        ): "The first is right. A frozen layer saves one product, its own: the last two still pass on, and the first\n        layer needs its own.",
+        (1, 2): "The first is right. The last two save their own products, and both pass on: 5 - 2.",
     },
 )
 lesson.prediction(
@@ -99,14 +97,14 @@ def who_is_asked(answer):
 )
 def still_trains(answer):
     _freezes_the_first(answer, nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
-    block = nn.Sequential(nn.Linear(3, 4, bias=False), nn.PReLU())
+    block = nn.Sequential(nn.Linear(3, 4), nn.PReLU())
     _freezes_the_first(answer, nn.Sequential(block, *(nn.Linear(4, 4) for _ in range(9)), nn.Linear(4, 2)))
 
 
 def _freezes_the_first(answer, model):
-    untouched = copy.deepcopy(model)
+    objects, untouched = list(model.parameters()), copy.deepcopy(model)
     given = run(answer, model)
-    _only_flags(untouched, model)
+    _only_flags(objects, untouched, model)
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     wanted = {name: not name.startswith("0.") for name in flags}
     if all(flags.values()):
@@ -137,14 +135,14 @@ def freeze_by_name(answer):
     parts = ("body", "body.layer1", "head.weight", "head", "aux", "body.deep.block", "body.norm")
     for part in parts:
         model = _parts()
-        untouched = copy.deepcopy(model)
+        objects, untouched = list(model.parameters()), copy.deepcopy(model)
         try:
             given = run(answer, model, part)
         except NotYet as reason:
             which = "a single parameter" if part == "head.weight" else "a module"
             raise NotYet(f"For {part!r}, which is {which}: {reason}") from None
         names = [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
-        _only_flags(untouched, model)
+        _only_flags(objects, untouched, model)
         _right_flags(part, names, untouched, model)
         if given is None:
             raise NotYet("The flags are right. Return the names, as a list.")
@@ -160,7 +158,7 @@ def freeze_by_name(answer):
             raise NotYet(f"For {part!r} the names are {names}, not {listed}.{why}")
     for absent in ("boddy", "body.layer", "layer1", "weight"):
         model = _parts()
-        untouched = copy.deepcopy(model)
+        objects, untouched = list(model.parameters()), copy.deepcopy(model)
         try:
             answer(model, absent)
         except ValueError:
@@ -173,8 +171,9 @@ def freeze_by_name(answer):
             raise NotYet(
                 f"{absent!r} is no part of the model, and nothing was said: a wrong name must not pass in silence."
             )
-        _only_flags(untouched, model)
-        if any(one.requires_grad != other.requires_grad for one, other in _twins(untouched, model)):
+        _only_flags(objects, untouched, model)
+        twins = zip(untouched.parameters(), model.parameters(), strict=True)
+        if any(one.requires_grad != other.requires_grad for one, other in twins):
             raise NotYet(f"For {absent!r}, which is no part, it raised ValueError, but changed flags before.")
 
 
@@ -188,17 +187,16 @@ def _parts():
     return model
 
 
-def _twins(untouched, model):
-    return zip(untouched.parameters(), model.parameters(), strict=True)
-
-
-def _only_flags(untouched, model):
+def _only_flags(objects, untouched, model):
     """Raise `NotYet` if anything but flags differs from the copy made before, or a parameter is another object."""
     before, after = untouched.state_dict(), model.state_dict()
     kinds = [[type(module) for module in one.modules()] for one in (untouched, model)]
     named = [[name for name, _ in one.named_parameters()] for one in (untouched, model)]
-    if named[0] != named[1] or kinds[0] != kinds[1] or before.keys() != after.keys():
-        raise NotYet("The model has other parts now. An optimizer built before would hold the old ones: change flags.")
+    same = len(objects) == len(named[1]) and all(map(operator.is_, objects, model.parameters()))
+    if not same or named[0] != named[1] or kinds[0] != kinds[1] or before.keys() != after.keys():
+        raise NotYet(
+            "The model has other Parameter objects or modules now. An optimizer would hold the old ones: change flags."
+        )
     if any(before[name].dtype != after[name].dtype or not before[name].equal(after[name]) for name in before):
         raise NotYet("Numbers of the model changed. Freezing changes flags, and nothing else.")
     modes = zip(untouched.modules(), model.modules(), strict=True)

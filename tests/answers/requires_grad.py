@@ -33,7 +33,7 @@ wrong("who-is-asked", "not computed from it")(
 wrong("who-is-asked", "One input that asks is enough")(
     ASKED | {"frozen(hidden).requires_grad": False}, "What comes out of a frozen layer needs no gradient."
 )
-wrong("who-is-asked", "no input asks")(
+wrong("who-is-asked", "neither the ones")(
     ASKED | {"frozen(torch.ones(1, 2)).requires_grad": True}, "What comes out of a layer always needs a gradient."
 )
 wrong("who-is-asked", "it has a grad_fn")(ASKED | {"hidden is a leaf": True}, "A leaf is whatever I gave a name.")
@@ -63,8 +63,9 @@ def by_name_and_returned(model):
     return model
 
 
-@right("still-trains")
+@wrong("still-trains", "should still ask")
 def all_but_the_last(model):
+    """Everything before the last layer is the first."""
     model.requires_grad_(False)
     model[-1].requires_grad_(True)
 
@@ -101,14 +102,14 @@ def everything(model):
     model.requires_grad_(False)
 
 
-@wrong("still-trains", "other parts now")
+@wrong("still-trains", "other Parameter objects")
 def detached(model):
     """A detached copy of a weight is the weight without a gradient."""
     model[0].weight = nn.Parameter(model[0].weight.detach(), requires_grad=False)
     model[0].bias = nn.Parameter(model[0].bias.detach(), requires_grad=False)
 
 
-@wrong("still-trains", "other parts now")
+@wrong("still-trains", "other Parameter objects")
 def replaced_by_buffers(model):
     """A buffer is a frozen parameter."""
     weight = model[0].weight.detach()
@@ -223,7 +224,7 @@ def first_level(model, part):
     return names
 
 
-@wrong("freeze-by-name", "other parts now")
+@wrong("freeze-by-name", "other Parameter objects")
 def new_parameters(model, part):
     """The flag of a parameter is fixed when it is made."""
     names = [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
@@ -265,7 +266,7 @@ def eval_mode(model):
     model[0].eval()
 
 
-@wrong("still-trains", "should still ask")
+@wrong("still-trains", "0.1.weight still asks")
 def as_long_as_two(model):
     """The first two parameters are those of the first layer."""
     for parameter in list(model.parameters())[:2]:
