@@ -255,8 +255,8 @@ def test_a_module_without_forward_was_attempted(lesson):
         ({"a": True, "n": ...}, "Still to fill in: 'n'."),
         ({"a": "True", "n": 1}, "Row 'a' takes True or False; yours is 'True'."),
         ({"a": True, "n": True}, "Row 'n' takes an int; yours is True."),
-        ({"a": False, "n": 2}, "0 of 2 rows are right. Both belong to it."),
-        ({"a": True, "n": 3}, "1 of 2 rows are right. Look again at 'n'."),
+        ({"a": False, "n": 2}, "Right in 0 of 2 rows. Both belong to it."),
+        ({"a": True, "n": 3}, "Right in 1 of 2 rows. Look again at 'n'."),
     ],
 )
 def test_a_table(answer, sentence):

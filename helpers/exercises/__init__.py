@@ -195,7 +195,8 @@ def table(answer: Any, seen: Mapping[str, Any], beliefs: Mapping[tuple[str, Any]
         raise NotAttempted
     if not isinstance(answer, dict):
         raise NotYet(f"Keep the table the dict that it was, with its rows; yours is {kind(answer)}.")
-    for told, rows in (("without", seen.keys() - answer.keys()), ("with", answer.keys() - seen.keys())):
+    missing, unknown = [row for row in seen if row not in answer], [row for row in answer if row not in seen]
+    for told, rows in (("without", missing), ("with", unknown)):
         if rows:
             raise NotYet(f"Keep the rows of the table as they were; yours is {told} {', '.join(map(repr, rows))}.")
     empty = [row for row, value in answer.items() if _empty(value)]
@@ -212,7 +213,7 @@ def table(answer: Any, seen: Mapping[str, Any], beliefs: Mapping[tuple[str, Any]
     if wrong:
         belief = next((beliefs[row, answer[row]] for row in wrong if (row, answer[row]) in beliefs), None)
         sentence = belief or f"Look again at {wrong[0]!r}."
-        raise NotYet(f"{len(seen) - len(wrong)} of {len(seen)} rows are right. {sentence}")
+        raise NotYet(f"Right in {len(seen) - len(wrong)} of {len(seen)} rows. {sentence}")
 
 
 def taken(values: Any, what: str, most: int = 10_000) -> list[Any]:
