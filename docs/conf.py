@@ -1,4 +1,4 @@
-"""Settings of the site. Its pages are files read where they are: the README, the notebooks, the docstrings of helpers."""
+"""Settings of the site. Its pages are read where they are: the README, the notebooks, the docstrings of helpers."""
 
 import inspect
 import shutil
@@ -15,11 +15,17 @@ extensions = ["myst_nb", "sphinx.ext.autodoc"]
 root_doc = "README"
 include_patterns = ["README.md", "CONTRIBUTING.md", "docs/*", "notebooks/**"]
 exclude_patterns = ["docs/contents.md", ".*", "**/.*", "build"]
-suppress_warnings = ["myst.header"]  # solutions state an exercise under the heading it has in the lesson, a level deeper
+suppress_warnings = [
+    "myst.header"
+]  # solutions state an exercise under the heading it has in the lesson, a level deeper
 nb_execution_mode = "off"  # shown are the stored outputs, which `make test` compares
 default_role = "py:obj"  # `freeze` in a docstring is a link
 html_theme = "sphinx_book_theme"
-html_theme_options = {"use_fullscreen_button": False, "navbar_persistent": []}  # the search is in the sidebar
+html_theme_options = {
+    "navbar_persistent": [],  # the search is in the sidebar
+    "use_fullscreen_button": False,
+    "footer_content_items": [],
+}
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
 html_title = project
 html_favicon = "icon.svg"
