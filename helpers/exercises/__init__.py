@@ -239,8 +239,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {textwrap.shorten(lines[0], 150, placeholder=' ...')}".rstrip(": ").rstrip(".")
+    return f"{type(error).__name__}: {textwrap.shorten(str(error), 150, placeholder=' ...')}".rstrip(": ").rstrip(".")
 
 
 def _line(error: Exception, answer: Any) -> str:

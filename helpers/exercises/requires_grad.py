@@ -88,8 +88,8 @@ def who_is_asked(answer):
 
 @lesson.exercise(
     "still-trains",
-    follows="The method with the underscore reaches every parameter of the layer, and a misspelt method is an error, "
-    "where a misspelt attribute is silent.",
+    follows="The method with the underscore reaches every parameter of the layer, and a misspelled method is an error, "
+    "where a misspelled attribute is silent.",
 )
 def still_trains(answer):
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -160,7 +160,7 @@ def freeze_by_name(answer):
             ) from None
         else:
             raise NotYet(
-                f"{absent!r} is no part of the model, and nothing was said: a misspelt name must not pass in silence."
+                f"{absent!r} is no part of the model, and nothing was said: a misspelled name must not pass in silence."
             )
 
 

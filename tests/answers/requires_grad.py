@@ -76,7 +76,7 @@ def attribute_of_the_layer(model):
 
 
 @wrong("still-trains", "at the s")
-def misspelt(model):
+def misspelled(model):
     """Python would say so if there were no such attribute."""
     for parameter in model[0].parameters():
         parameter.require_grad = False
