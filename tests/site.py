@@ -145,6 +145,7 @@ def opened(axe, page) -> Iterator[str]:
         button = page.locator(f"{name}:visible").first
         if button.count():
             button.press("Enter")
+            page.evaluate("Promise.all(document.getAnimations().map(animation => animation.finished)).then(() => {})")
             yield from (f"{name} opened: {fault}" for fault in barriers(axe, page))
             page.keyboard.press("Escape")
 
