@@ -15,9 +15,8 @@ extensions = ["myst_nb", "sphinx.ext.autodoc"]
 root_doc = "README"
 include_patterns = ["README.md", "CONTRIBUTING.md", "docs/*", "notebooks/**"]
 exclude_patterns = ["docs/contents.md", ".*", "**/.*", "build"]
-suppress_warnings = [
-    "myst.header"
-]  # solutions state an exercise under the heading it has in the lesson, a level deeper
+# Solutions repeat each exercise under the heading that it has in its lesson, where it is one level deeper.
+suppress_warnings = ["myst.header"]
 nb_execution_mode = "off"  # shown are the stored outputs, which `make test` compares
 default_role = "py:obj"  # `freeze` in a docstring is a link
 html_theme = "sphinx_book_theme"
@@ -49,11 +48,12 @@ def append_contents(app, docname, source):
 
 def describe_pictures(app, doctree):
     """A picture's alternative text is the beginning of its words, which the notebook prints in full below it."""
-    for bundle in doctree.findall(lambda node: getattr(node, "get", dict().get)("nb_element") == "mime_bundle"):
-        words = next((part.astext() for part in bundle if part["mime_type"] == "text/plain"), "")
-        for picture in bundle.findall(nodes.image):
-            beginning = " ".join(words.splitlines()[:2])
-            picture["alt"] = f"{textwrap.shorten(beginning, 120, placeholder=' ...')} (in words below)"
+    for bundle in doctree.findall(nodes.container):
+        if bundle.get("nb_element") == "mime_bundle":  # one output in several forms
+            words = next((form.astext() for form in bundle if form["mime_type"] == "text/plain"), "")
+            beginning = textwrap.shorten(" ".join(words.splitlines()[:2]), 120, placeholder=" ...")
+            for picture in bundle.findall(nodes.image):
+                picture["alt"] = f"{beginning} (in words below)"
 
 
 def name_start_page(app, error):

@@ -141,7 +141,8 @@ def keyboard(page) -> Iterator[str]:
 
 def opened(axe, page) -> Iterator[str]:
     """The dialogs and menus behind the buttons of a page's head."""
-    for name in (".dropdown-download-buttons > button", ".search-button", ".secondary-toggle", ".primary-toggle"):
+    menus = (".dropdown-download-buttons > button", ".theme-switch-button")
+    for name in (*menus, ".search-button", ".secondary-toggle", ".primary-toggle"):
         button = page.locator(f"{name}:visible").first
         if button.count():
             button.press("Enter")
