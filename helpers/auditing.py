@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from helpers._frozen import frozen_modules
+from helpers.report import check_module
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,12 @@ def audit(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = 
     ``model`` is all that the optimizer trains: put several modules into one ``nn.ModuleList``, and several optimizers
     into a list. Without an optimizer its rules are skipped. Raises TypeError when an argument is something else.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"audit(model, optimizer=None): the model must be an nn.Module, not {type(model).__name__}")
+    check_module("audit", model)
     optimizers = optimizer if isinstance(optimizer, Sequence) else [] if optimizer is None else [optimizer]
     for item in optimizers:
         if not hasattr(item, "param_groups"):
             wanted = "the optimizer must be an optimizer (not its parameters) or a list of them"
-            raise TypeError(f"audit(model, optimizer=None): {wanted}, not {type(item).__name__}")
+            raise TypeError(f"audit(model, optimizer): {wanted}, not a {type(item).__name__}")
     case = _Case(model, optimizers)
     return Findings(Finding(rule, *texts) for rule, find in RULES.items() for texts in find(case))
 
@@ -243,7 +243,10 @@ def norm_statistics_drift(case: _Case) -> _Texts:
 
 
 def dropout_in_frozen_part(case: _Case) -> _Texts:
-    """Dropout (that of attention and RNNs too, StochasticDepth, DropPath) makes frozen features random.
+    """Dropout, that of attention and RNNs too, makes frozen features random.
+
+    StochasticDepth and DropPath do as well, but published recipes for fine-tuning keep them on, so they are no finding.
+    `cache_features` refuses them.
 
     >>> backbone = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).requires_grad_(False)
     >>> model = nn.Sequential(backbone, nn.Dropout(0.5), nn.Linear(2, 1))
@@ -257,16 +260,13 @@ def dropout_in_frozen_part(case: _Case) -> _Texts:
     remedy = "Call its eval() after every model.train(), or override train() of the part."
     for name, layer in case.awake.items():
         if p := _dropout(layer):
-            yield (
-                name,
-                f"{name!r} drops at random (p={p}) in a frozen part: equal inputs get different features.",
-                remedy,
-            )
+            message = f"{name!r} drops at random (p={p}) in a frozen part: equal inputs get different features."
+            yield name, message, remedy
 
 
 def _dropout(layer: Any) -> float:
-    if isinstance(layer, _DropoutNd) or type(layer).__name__ in ("StochasticDepth", "DropPath"):
-        return getattr(layer, "p", None) or getattr(layer, "drop_prob", None) or 0.0
+    if isinstance(layer, _DropoutNd):
+        return layer.p
     inside = isinstance(layer, nn.MultiheadAttention) or (isinstance(layer, nn.RNNBase) and layer.num_layers > 1)
     return layer.dropout if inside else 0.0
 
@@ -291,13 +291,13 @@ def flag_on_module(case: _Case) -> _Texts:
 
 
 def misspelt_flag(case: _Case) -> _Texts:
-    """A misspelt ``requires_grad`` makes a new attribute of the parameter or module, which nothing reads.
+    """A misspelled ``requires_grad`` makes a new attribute of the parameter or module, which nothing reads.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> model.weight.require_grad = False
     >>> audit(model)
     misspelt-flag: require_grad = False on 'weight' is a new attribute without effect.
-        Call requires_grad_(False): modules have it too, and a misspelt method raises.
+        Call requires_grad_(False): modules have it too, and a misspelled method raises.
     >>> model.weight.requires_grad = False
     >>> audit(model)
     no findings
@@ -306,7 +306,11 @@ def misspelt_flag(case: _Case) -> _Texts:
         for attribute, value in vars(owner).items():
             if _resembles_flag(attribute) and _contradicts(value, owner):
                 message = f"{attribute} = {value} on {_shown(name)} is a new attribute without effect."
-                yield name, message, f"Call requires_grad_({value}): modules have it too, and a misspelt method raises."
+                yield (
+                    name,
+                    message,
+                    f"Call requires_grad_({value}): modules have it too, and a misspelled method raises.",
+                )
 
 
 @cache
@@ -343,11 +347,14 @@ def unregistered(case: _Case) -> _Texts:
     for prefix, module in case.modules.items():
         for attribute, value in vars(module).items():
             # Who gets a module past nn.Module.__setattr__ means to hide it.
-            hidden = isinstance(value, nn.Module)
+            hidden = isinstance(value, nn.Module) or attribute in _TORCHS_OWN
             if not hidden and any(_is_lost(item, module, case) for item in _contents(value)):
                 name = f"{prefix}.{attribute}".lstrip(".")
                 message = f"{name!r} is trainable but not registered: parameters(), state_dict() and to() pass it by."
                 yield name, message, direct if isinstance(value, torch.Tensor) else inside
+
+
+_TORCHS_OWN = frozenset(vars(nn.Module()))
 
 
 def _contents(value: object, depth: int = 3) -> Iterator[object]:
@@ -360,12 +367,12 @@ def _contents(value: object, depth: int = 3) -> Iterator[object]:
 
 def _is_lost(item: object, holder: nn.Module, case: _Case) -> bool:
     tensors: Iterable[Any] = ()
-    if isinstance(item, torch.Tensor) and item.is_leaf:
-        tensors = [item]
-    elif isinstance(item, torch.Tensor):
+    if isinstance(item, torch.Tensor) and item.grad_fn is not None:
         # One operation on a Parameter that nobody has; activations and parametrized weights start at a registered one.
-        inputs = [getattr(node, "variable", None) for node, _ in getattr(item.grad_fn, "next_functions", ())]
+        inputs = [getattr(node, "variable", None) for node, _ in item.grad_fn.next_functions]
         tensors = [tensor for tensor in inputs if isinstance(tensor, nn.Parameter)]
+    elif isinstance(item, torch.Tensor):
+        tensors = [item]
     elif isinstance(item, nn.Module) and id(item) not in case.registered and holder not in set(item.modules()):
         tensors = item.parameters()
     return any(tensor.requires_grad and id(tensor) not in case.registered for tensor in tensors)
@@ -398,9 +405,9 @@ def tied_weights_split(case: _Case) -> _Texts:
 
 
 def _memory(tensor: torch.Tensor) -> object:
-    """Where the values are; meta, empty, sparse, fake and lazy tensors have none."""
+    """Where the values are; sparse and lazy tensors cannot tell."""
     try:
-        return (tensor.device, tensor.data_ptr(), tensor.numel()) if tensor.data_ptr() else id(tensor)
+        return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel()
     except (RuntimeError, ValueError):
         return id(tensor)
 

@@ -11,6 +11,9 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from helpers.auditing import audit
+from helpers.report import check_module
+
+_UNSTEADY = ("norm-statistics-drift", "dropout-in-frozen-part")
 
 
 def cache_features(backbone: nn.Module, loader: Iterable) -> TensorDataset:
@@ -35,18 +38,24 @@ def cache_features(backbone: nn.Module, loader: Iterable) -> TensorDataset:
     recognized by ``shuffle`` and by class names (RandomSampler, RandomCrop, ColorJitter) in the loader's and dataset's
     ``sampler`` and ``transform``, so what a ``collate_fn`` or ``__getitem__`` draws goes unnoticed.
 
-    Raises ValueError for a backbone with trainable parameters, or in a mode that makes its features random or its
-    statistics drift, and when there are no batches or not as many labels as features; TypeError for other types.
+    Raises ValueError for a backbone with trainable parameters, or in a mode that makes its features random (dropout,
+    StochasticDepth, DropPath) or its statistics drift, and when there are no batches or not as many labels as features;
+    TypeError for other types.
     """
-    unsteady = [found for found in audit(backbone) if found.rule in ("norm-statistics-drift", "dropout-in-frozen-part")]
+    check_module("cache_features", backbone)
+    unsteady = [str(found) for found in audit(backbone) if found.rule in _UNSTEADY]
     if trainable := [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]:
-        names = ", ".join(trainable[:3]) + (", ..." if len(trainable) > 3 else "")
         raise ValueError(
-            f"the backbone has {len(trainable)} trainable parameters ({names}), so its features will change: "
-            "freeze(backbone) first, and leave the head out"
+            f"the backbone has {len(trainable)} trainable parameters ({_first(trainable)}), so its features will "
+            "change: freeze(backbone) first, and leave the head out"
+        )
+    if paths := [name for name, part in backbone.named_modules() if part.training and _drops_paths(part)]:
+        unsteady.append(
+            f"StochasticDepth or DropPath is active in {_first(paths)}: it leaves out layers at random.\n"
+            "    Call eval() on it after every backbone.train()."
         )
     if unsteady:
-        raise ValueError("\n".join(["the backbone would give other features the next time:", *map(str, unsteady)]))
+        raise ValueError("\n".join(["the backbone would give other features the next time:", *unsteady]))
     if drawn := _random_parts(loader):
         warnings.warn(
             f"the cache keeps what {', '.join(drawn)} drew this once: each epoch on it sees the same. Cache without "
@@ -85,11 +94,18 @@ def cache_features(backbone: nn.Module, loader: Iterable) -> TensorDataset:
         return TensorDataset(torch.cat(features), torch.cat(targets))
 
 
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _drops_paths(part: Any) -> bool:
+    named = type(part).__name__ in ("StochasticDepth", "DropPath")
+    return named and bool(getattr(part, "p", None) or getattr(part, "drop_prob", None))
+
+
 def _form(value: object) -> str:
-    kind = type(value).__name__
-    return (
-        f"a {kind} of {', '.join(type(item).__name__ for item in value)}" if isinstance(value, list | tuple) else kind
-    )
+    inside = f" of {', '.join(type(item).__name__ for item in value)}" if isinstance(value, list | tuple) else ""
+    return f"a {type(value).__name__}{inside}"
 
 
 def _random_parts(loader: Any) -> list[str]:

@@ -1,13 +1,13 @@
 """Freeze parameters together with the running statistics of their norm layers, and undo exactly that."""
 
 import difflib
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from helpers._frozen import all_deciding, frozen_modules
+from helpers.report import check_module
 
 
 def freeze(module: nn.Module, *patterns: str, norm_stats: bool = True) -> list[str]:
@@ -27,7 +27,8 @@ def freeze(module: nn.Module, *patterns: str, norm_stats: bool = True) -> list[s
     A frozen BatchNorm or InstanceNorm stays in eval mode, also after ``module.train()``: in train mode it would update
     its running statistics whatever the flags (https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html).
     Without own parameters (``affine=False``) it counts as frozen when all parameters of the nearest module around it
-    are. ``norm_stats=False`` sets flags only. No other mode changes: dropout in a frozen part stays random.
+    are. ``norm_stats=False`` sets flags only. No other mode changes: dropout and stochastic depth in a frozen
+    part stay random in train mode (`audit` reports the first, `cache_features` refuses both).
 
     ``.grad`` of what is frozen becomes None, and `unfreeze` does not bring it back. An optimizer skips a parameter
     without ``.grad``, not one without ``requires_grad``: it would apply the old gradient, and its momentum, once more
@@ -40,9 +41,9 @@ def freeze(module: nn.Module, *patterns: str, norm_stats: bool = True) -> list[s
     Raises, before anything is changed, ValueError for a pattern that matches nothing, naming the nearest names, and
     TypeError when ``module`` is no Module or a pattern no string.
     """
+    check_module("freeze", module)
     named, groups = _select(module, patterns)
-    chosen = set[int]().union(*groups)
-    before = _recorded(named)
+    chosen, before = set[int]().union(*groups), _recorded(named)
     for name, parameter, owner in named:
         if (key := id(parameter)) in chosen:
             before[key] = vars(owner)[_record(name)] = before.get(key, False) or parameter.requires_grad
@@ -76,6 +77,7 @@ def unfreeze(module: nn.Module, *patterns: str) -> list[str]:
 
     Raises as `freeze` does, and ValueError when there is nothing to undo but something is frozen by other means.
     """
+    check_module("unfreeze", module)
     named, groups = _select(module, patterns)
     before = _recorded(named)
     held = {name: layer for name, layer in module.named_modules(remove_duplicate=False) if _is_held(layer)}
@@ -134,13 +136,10 @@ _Named = list[tuple[str, nn.Parameter, nn.Module]]
 
 def _select(module: nn.Module, patterns: tuple[str, ...]) -> tuple[_Named, list[set[int]]]:
     """Every parameter name with its parameter and owner, and for each pattern the ids of the parameters it matches."""
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"expected a Module, got {type(module).__name__}: pass the model or a part of it")
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise TypeError(
-                f"a pattern is a string like 'layer1.*', got {type(pattern).__name__}: pass names one by one"
-            )
+            kind = type(pattern).__name__
+            raise TypeError(f"a pattern is a string like 'layer1.*', not a {kind}: pass names one by one")
     named = [
         (name, parameter, owner)
         for prefix, owner in module.named_modules(remove_duplicate=False)
@@ -149,9 +148,9 @@ def _select(module: nn.Module, patterns: tuple[str, ...]) -> tuple[_Named, list[
     groups = [{id(parameter) for name, parameter, _ in named if fnmatchcase(name, glob)} for glob in patterns or ["*"]]
     for pattern, group in zip(patterns, groups, strict=False):
         if not group:
-            names = [name for name, _, _ in named]
-            parts = {f"{part}.*" for name in names for part in _upwards(name.rpartition(".")[0]) if part}
-            near = difflib.get_close_matches(pattern, [*names, *sorted(parts)], cutoff=0)
+            parts = [name for name, part in module.named_modules() if name and any(True for _ in part.parameters())]
+            candidates = [*(name for name, _, _ in named), *(f"{name}.*" for name in sorted(parts))]
+            near = difflib.get_close_matches(pattern, candidates, cutoff=0)
             raise ValueError(f"no parameter name matches {pattern!r}; nearest: {', '.join(near) or 'there are none'}")
     return named, groups
 
@@ -163,11 +162,3 @@ def _record(name: str) -> str:
 
 def _recorded(named: _Named) -> dict[int, bool]:
     return {id(p): vars(owner)[_record(name)] for name, p, owner in named if _record(name) in vars(owner)}
-
-
-def _upwards(name: str) -> Iterator[str]:
-    """``a.b`` gives ``a.b``, ``a`` and ``""``."""
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
-    yield ""

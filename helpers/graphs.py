@@ -7,10 +7,10 @@ from itertools import groupby, takewhile
 from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
+
+from helpers.memory import storages
 
 if TYPE_CHECKING:
     import networkx  # type: ignore[import-untyped]
@@ -45,8 +45,8 @@ def graph(output: Any, model: nn.Module | None = None) -> networkx.DiGraph:
     - ``parameter`` (qualified name in ``model``), ``frozen`` (it has ``requires_grad=False`` now) and ``shape`` of a
       leaf; None for all else. Tied weights are one leaf with their first name.
     - ``saved_bytes``: storages that the operation keeps for backward, without parameters and buffers of ``model``.
-      What several keep counts for the first, so the sum is the total. Not seen: sparse tensors, tensors set on the
-      ``ctx`` of a custom ``Function``, and what a hook packs into its own objects (a checkpoint keeps 0).
+      What several keep counts for the first, so the sum is the total. Not seen: tensors set on the ``ctx`` of a
+      custom ``Function``, and what a hook packs into its own objects (a checkpoint keeps 0).
     - ``module``: a qualified name, if ``model`` is given. Autograd does not record it. An operation is counted to the
       module whose parameters or buffers it takes (of several: the one around them); if it takes none, to the module
       of the operation before it (of several: the latest).
@@ -61,6 +61,7 @@ def graph(output: Any, model: nn.Module | None = None) -> networkx.DiGraph:
     Raises ``TypeError`` for anything but tensors, ``ValueError`` for a tensor without history, and ``RuntimeError``
     when backward has freed the saved tensors.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     >>> _ = net[1].requires_grad_(False)
     >>> for key, node in graph(net(torch.ones(4, 2)), net).nodes(data=True):
@@ -87,9 +88,8 @@ def graph(output: Any, model: nn.Module | None = None) -> networkx.DiGraph:
                 nodes.append(below)
 
     own = [*model.named_parameters(), *model.named_buffers()] if model else []
-    own = [(name, tensor) for name, tensor in own if not is_lazy(tensor)]
     named = {id(tensor): name for name, tensor in own}
-    counted = {_storage(tensor)[0] for _, tensor in own}
+    counted = {storage._cdata for storage in storages(tensor for _, tensor in own)}
     found = networkx.DiGraph()
     for node in nodes:
         name = node.name().removeprefix("torch::autograd::")
@@ -110,11 +110,10 @@ def graph(output: Any, model: nn.Module | None = None) -> networkx.DiGraph:
         kept = list(_kept(node))
         if not kept and not pruned and all(source in brings for source in inputs):
             brings[key] = takes
-        for tensor in kept:
-            storage, nbytes = _storage(tensor)
-            if storage not in counted and not isinstance(tensor, nn.Parameter):
-                counted.add(storage)
-                attributes["saved_bytes"] += nbytes
+        for storage in storages(tensor for tensor in kept if not isinstance(tensor, nn.Parameter)):
+            if storage._cdata not in counted:
+                counted.add(storage._cdata)
+                attributes["saved_bytes"] += storage.nbytes()
 
         known: list[Any] = [tensor for tensor in kept if id(tensor) in named]
         owners = {name.rpartition(".")[0] for name in takes.union(named[id(tensor)] for tensor in known)}
@@ -154,6 +153,7 @@ def draw(graph: networkx.DiGraph, ax: Axes | None = None, by: str = "op") -> Axe
     Raises ``ValueError`` for another ``by``, for ``by="module"`` when ``graph`` had no ``model``, and for more than 500
     boxes.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     >>> _ = net[1].requires_grad_(False)
     >>> print(draw(graph(net(torch.ones(4, 2)), net), by="module").words.replace("; ", "\\n"))
@@ -164,6 +164,7 @@ def draw(graph: networkx.DiGraph, ax: Axes | None = None, by: str = "op") -> Axe
     """
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyArrowPatch, Patch
+    from matplotlib.transforms import TransformedPatchPath
 
     if by not in ("op", "module"):
         raise ValueError(f'by is "op" or "module", not {by!r}.')
@@ -184,10 +185,11 @@ def draw(graph: networkx.DiGraph, ax: Axes | None = None, by: str = "op") -> Axe
         _, ax = plt.subplots(figsize=((right - left + 2 * spare) / 72, (top + _ROW) / 72), layout="constrained")
     ax.set(xlim=(left - spare, right + spare), ylim=(-_ROW, top))
     ax.set_axis_off()
+    clip = TransformedPatchPath(ax.patch)  # one for all artists: left alone, each gets its own, which takes longer
     text: dict[str, Any] = {"ha": "center", "va": "center", "size": _FONT, "family": "monospace", "color": "black"}
     for key, (label, style) in boxes.items():
         edged = {"boxstyle": f"round,pad={_PAD / _FONT}", "edgecolor": "black"} | _STYLES[style]
-        ax.text(*places[key][:2], label, bbox=edged, zorder=2, **text)
+        ax.text(*places[key][:2], label, bbox=edged, zorder=2, clip_path=clip, **text)
     line: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 8, "shrinkA": 0, "shrinkB": 0, "color": "0.35"}
     for source, target in edges:
         (x1, y1, _, h1), (x2, y2, _, h2) = places[source], places[target]
@@ -195,7 +197,7 @@ def draw(graph: networkx.DiGraph, ax: Axes | None = None, by: str = "op") -> Axe
         passed = [x1 - x + w for x, y, w, _ in places.values() if y2 < y < y1 and max(abs(x - x1), abs(x - x2)) < w]
         bend = 2 * (max(passed) + _GAP) / (y1 - y2) if passed else 0
         path: dict[str, Any] = {"posA": (x1, y1 - h1), "posB": (x2, y2 + h2), "connectionstyle": f"arc3,rad={bend}"}
-        ax.add_artist(FancyArrowPatch(**path, **line))
+        ax.add_artist(FancyArrowPatch(clip_path=clip, **path, **line))
     shown = {style for _, style in boxes.values()}
     handles = [Patch(edgecolor="black", label=name, **style) for name, style in _STYLES.items() if name in shown]
     ax.legend(handles=handles, loc="lower center", ncols=len(handles), fontsize=_FONT, frameon=False)
@@ -244,14 +246,6 @@ def _kept(node: Any) -> Iterator[Tensor]:
             f"backward() has freed what {node.name()} had saved, so there is no whole graph to show. "
             "Call graph() before backward(), or use backward(retain_graph=True)."
         ) from error
-
-
-def _storage(tensor: Tensor) -> tuple[int, int]:
-    """What identifies the storage of ``tensor``, also on the meta device, and its bytes. A sparse tensor has none."""
-    if tensor.layout != torch.strided:
-        return id(tensor), 0
-    storage = tensor.untyped_storage()
-    return storage._cdata, storage.nbytes()
 
 
 def _around(names: set[str]) -> str:

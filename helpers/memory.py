@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ def saved_tensors(model: nn.Module) -> Iterator[SavedTensors]:
     names: dict[nn.Module | None, str] = {module: name for name, module in model.named_modules()}
     inside: list[nn.Module | None] = [None]
     result = SavedTensors(names.values())
-    own = {storage._cdata: StorageWeakRef(storage) for storage in _own_storages(model)}
+    own = {storage._cdata: StorageWeakRef(storage) for storage in storages(model.parameters(), model.buffers())}
     # Only the innermost hooks are called, so ours call those around them. Torch has no public way to get at these.
     pack_around, unpack = torch._C._autograd._top_saved_tensors_default_hooks(False) or (_pack, _unpack)
 
@@ -94,8 +95,7 @@ def saved_tensors(model: nn.Module) -> Iterator[SavedTensors]:
             inside.pop()
 
     def pack(tensor: Tensor) -> object:
-        for part in dense_parts(tensor):
-            storage = part.untyped_storage()
+        for storage in storages([tensor]):
             if storage._cdata not in own and storage._cdata not in result._saved:
                 result._saved[storage._cdata] = names.get(inside[-1], ""), storage.nbytes(), StorageWeakRef(storage)
         return pack_around(tensor)
@@ -110,7 +110,7 @@ def saved_tensors(model: nn.Module) -> Iterator[SavedTensors]:
             yield result
         finally:
             # Lazy and replaced modules have parameters that they did not have before.
-            for storage in _own_storages(model):
+            for storage in storages(model.parameters(), model.buffers()):
                 result._saved.pop(storage._cdata, None)
             # The graph keeps the hooks. If they kept the model, one that stores its output could never be freed.
             names.clear()
@@ -132,8 +132,9 @@ def dense_parts(tensor: Tensor) -> list[Tensor]:
     return [tensor.to_dense()]  # MKL-DNN keeps its values to itself.
 
 
-def _own_storages(model: nn.Module) -> list[torch.UntypedStorage]:
-    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if not is_lazy(tensor)]
+def storages(*groups: Iterable[Tensor]) -> list[torch.UntypedStorage]:
+    """Where the values are. A storage's ``_cdata`` identifies it, also on the meta device."""
+    tensors = [tensor for tensor in chain(*groups) if not is_lazy(tensor)]
     return [part.untyped_storage() for tensor in tensors for part in dense_parts(tensor)]
 
 

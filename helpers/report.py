@@ -93,9 +93,8 @@ class ParameterTable(Rendered, Sequence[ParameterRow]):
         """The totals, as peft's ``print_trainable_parameters`` writes them, and the orphans if there are any."""
         share = 100 * self.trainable / max(self.total, 1)
         line = f"trainable params: {self.trainable:,} || all params: {self.total:,} || trainable%: {share:.4f}"
-        return line + (
-            f"\nparameters of the optimizer that are not the model's: {self.orphans}" if self.orphans else ""
-        )
+        orphans = f"\nparameters of the optimizer that are not the model's: {self.orphans}"
+        return line + orphans if self.orphans else line
 
     def _table(self) -> tuple[list[str], list[tuple[str, ...]], str]:
         head = ["name", "shape", "numel", "dtype", "requires_grad", "has_grad", "group"]
@@ -140,9 +139,8 @@ def parameters(model: nn.Module, optimizer: torch.optim.Optimizer | None = None)
     check_module("parameters", model)
     groups = {} if optimizer is None else getattr(optimizer, "param_groups", None)
     if groups is None:
-        raise TypeError(
-            f"parameters(model, optimizer): pass one torch.optim.Optimizer, not a {type(optimizer).__name__}"
-        )
+        kind = type(optimizer).__name__
+        raise TypeError(f"parameters(model, optimizer): pass one torch.optim.Optimizer, not a {kind}")
     held = {parameter: index for index, group in enumerate(groups) for parameter in group["params"]}
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

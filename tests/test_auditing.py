@@ -4,6 +4,7 @@ import copy
 import sys
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.overrides import TorchFunctionMode
 from torchvision import models
+from torchvision.ops import StochasticDepth
 
-from helpers._frozen import frozen_modules
-from helpers.auditing import RULES, Finding, audit
+from helpers.auditing import RULES, Finding, Findings, audit
 from helpers.freezing import freeze
 
 INPUT = torch.ones(4, 2)
@@ -47,11 +48,9 @@ class Holder(nn.Linear):
             setattr(self, name, value)
 
 
-class StochasticDepth(nn.Linear):
-    p = 0.2
+class DropPath(nn.Identity):
+    """timm's."""
 
-
-class DropPath(nn.Linear):
     drop_prob = 0.2
 
 
@@ -199,7 +198,6 @@ def dropping(*layers, at):
 
 dropping(nn.Linear(2, 2), nn.Dropout(0.5), at=["0.1"])
 dropping(nn.Linear(2, 2), nn.AlphaDropout(0.1), at=["0.1"])
-dropping(StochasticDepth(2, 2), DropPath(2, 2), at=["0.0", "0.1"])
 dropping(nn.LSTM(2, 2, num_layers=2, dropout=0.1), at=["0.0"])
 dropping(nn.MultiheadAttention(2, 1, dropout=0.1), at=["0.0"])
 dropping(
@@ -286,6 +284,15 @@ def untied(*frozen):
 
 for frozen in ([], [0], [1]):
     untied(*frozen)
+
+
+@mistake("tied-weights-split", "1.weight")
+def untied_on_the_meta_device():
+    with torch.device("meta"):
+        model = untied_by_assign()
+    yield model, None
+    model[1].weight = model[0].weight
+    yield model, None
 
 
 @mistake("inference-tensor", "1.weight", "1.bias")
@@ -403,49 +410,50 @@ class OnMeta(TorchFunctionMode):
         return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
-def new_head(model, **options):
-    """Replace the layer that gives the 1000 classes."""
-    sizes = {
-        name: (getattr(layer, "out_features", 0), getattr(layer, "out_channels", 0))
-        for name, layer in model.named_modules()
-    }
-    name = [name for name, size in sizes.items() if 1000 in size][-1]
-    old = model.get_submodule(name)
-    is_linear = isinstance(old, nn.Linear)
-    new = nn.Linear(old.in_features, 5, **options) if is_linear else nn.Conv2d(old.in_channels, 5, 1, **options)
-    model.set_submodule(name, new)
-    return new
+def build(name):
+    """A torchvision model on the meta device; its forward takes no time there."""
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    with OnMeta():
+        return models.get_model(name, weights=None, **options).to("meta")
 
 
 def freeze_rightly(model):
-    """Freeze all but a new head, and keep what drops at random in frozen parts in eval mode."""
+    """Freeze everything and replace what gives the 1000 classes, also in auxiliary classifiers, as all recipes do."""
     freeze(model)
-    head = new_head(model, device=next(model.parameters()).device)
-    frozen = frozen_modules(model)
-    for name, layer in model.named_modules():
-        if frozen[name] and type(layer).__name__ in ("Dropout", "StochasticDepth"):
-            layer.eval()
-    return head
+    for name, old in list(model.named_modules()):
+        if getattr(old, "out_features", 0) == 1000:
+            model.set_submodule(name, nn.Linear(old.in_features, 5, device="meta"))
+        elif getattr(old, "out_channels", 0) == 1000:
+            model.set_submodule(name, nn.Conv2d(old.in_channels, 5, 1, device="meta"))
+    return model.train()
+
+
+def trained(model):
+    """The optimizer of what is trainable."""
+    return torch.optim.SGD([(name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad])
 
 
 @pytest.mark.parametrize("name", models.list_models(module=models))
 def test_silent_on_every_torchvision_classification_model(name):
-    with OnMeta():
-        model = models.get_model(
-            name, weights=None, **({"init_weights": False} if name in ("googlenet", "inception_v3") else {})
-        )
-    assert found(model) == found(model, sgd(model)) == found(model.eval(), sgd(model)) == []
-    head = freeze_rightly(model.train())
-    assert found(model) == found(model, sgd(head)) == found(model, sgd(model)) == found(model.eval(), sgd(head)) == []
+    model = build(name)
+    for prepare in (nn.Module.train, freeze_rightly):
+        optimizer = trained(prepare(model))
+        assert found(model, optimizer) == []
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+        optimizer.step()
+        assert found(model, optimizer) == found(model.eval(), optimizer) == []
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5"])
-@pytest.mark.parametrize("frozen", [False, True])
-def test_silent_after_a_step(name, frozen):
-    model = models.get_model(name, weights=None)
-    head = freeze_rightly(model) if frozen else model
-    optimizer = torch.optim.AdamW(head.named_parameters())
-    backward(model, torch.randn(2, 3, 64, 64))
+@pytest.mark.parametrize("prepare", [nn.Module.train, freeze_rightly])
+@pytest.mark.parametrize("name", ["convnext_tiny", "googlenet", "inception_v3", "maxvit_t", "mobilenet_v2", "resnet18",
+                                  "shufflenet_v2_x0_5", "squeezenet1_1", "swin_v2_t", "vit_b_32"])  # fmt: skip
+def test_silent_after_forward_and_backward(name, prepare):
+    model = prepare(build(name))
+    optimizer = trained(model)
+    size = 299 if name == "inception_v3" else 224
+    outputs = model(torch.ones(2, 3, size, size, device="meta"))
+    sum(output.sum() for output in (outputs if isinstance(outputs, tuple) else [outputs])).backward()
     assert found(model, optimizer) == []
     optimizer.step()
     assert found(model, optimizer) == []
@@ -494,11 +502,14 @@ RIGHT = {
     "pruned": pruned,
     "tied": tied,
     "frozen and untied": lambda: nn.Sequential(untied_by_assign(0, 1), nn.Linear(2, 1)),
+    "empty parameters": lambda: Holder(one=nn.Parameter(torch.empty(0)), other=nn.Parameter(torch.empty(0))),
+    "parts of one tensor": lambda: Holder(**dict(zip("ab", map(nn.Parameter, torch.ones(2, 3)), strict=True))),
     "sparse parameter": lambda: Holder(extra=nn.Parameter(torch.eye(2).to_sparse())),
     "dropout beside the head": lambda: nn.Sequential(
         nn.Linear(2, 2).requires_grad_(False), nn.Dropout(), nn.Linear(2, 1)
     ),
     "dropout without effect": lambda: net(nn.Dropout(0.0), nn.Linear(2, 2), frozen=True),
+    "stochastic depth": lambda: net(nn.Linear(2, 2), StochasticDepth(0.2, "row"), DropPath(), frozen=True),
     "norm without statistics": lambda: net(nn.BatchNorm1d(2, track_running_stats=False), nn.LayerNorm(2), frozen=True),
     "one-layer LSTM": lambda: nn.Sequential(nn.LSTM(2, 2, dropout=0.1).requires_grad_(False), Last(), nn.Linear(2, 1)),
     "LSTM": lambda: nn.Sequential(nn.LSTM(2, 2, 2, dropout=0.1), Last(), nn.Linear(2, 1)),
@@ -627,16 +638,47 @@ def test_the_cost_grows_linearly():
 @pytest.mark.parametrize(
     "arguments, named",
     [
-        ((sgd(nn.Linear(2, 1)), nn.Linear(2, 1)), "not SGD"),
-        ((nn.Linear(2, 1).parameters(),), "not generator"),
-        ((nn.Linear(2, 1), nn.Linear(2, 1).parameters()), "not generator"),
-        ((nn.Linear(2, 1), list(nn.Linear(2, 1).parameters())), "not Parameter"),
-        ((nn.Linear(2, 1), torch.optim.SGD), "not type"),
+        (
+            (sgd(nn.Linear(2, 1)), nn.Linear(2, 1)),
+            r"^audit\(model\): .* not a SGD; the model comes before the optimizer$",
+        ),
+        ((nn.Linear(2, 1).parameters(),), "not a generator; pass the model itself"),
+        (
+            (nn.Linear(2, 1), nn.Linear(2, 1).parameters()),
+            r"^audit\(model, optimizer\): the optimizer must be an optimizer \(not its parameters\) or a list of them, "
+            "not a generator$",
+        ),
+        ((nn.Linear(2, 1), list(nn.Linear(2, 1).parameters())), "not a Parameter"),
+        ((nn.Linear(2, 1), torch.optim.SGD), "not a type"),
     ],
 )
 def test_other_arguments_are_refused(arguments, named):
     with pytest.raises(TypeError, match=named):
         audit(*arguments)
+
+
+def test_an_optimizer_is_what_has_param_groups():
+    model = nn.Linear(2, 1, bias=False)
+    backward(model)
+    model.requires_grad_(False)
+    optimizer = SimpleNamespace(param_groups=[{"params": [model.weight]}])
+    assert found(model, optimizer) == [("nothing-trainable", ""), ("stale-grad", "weight")]
+
+
+def test_a_list_may_hold_itself():
+    items = [nn.Linear(2, 1)]
+    items.append(items)
+    assert found(Holder(items=items)) == [("unregistered", "items")]
+
+
+def test_the_model_itself_is_called_so():
+    model = nn.BatchNorm1d(2).requires_grad_(False)
+    model.requires_grad = model.require_grad = True
+    assert [finding.message for finding in audit(model)] == [
+        "the model is frozen but in train mode: it uses each batch's statistics, and its own drift.",
+        "requires_grad = True on the model is a new attribute without effect.",
+        "require_grad = True on the model is a new attribute without effect.",
+    ]
 
 
 def test_findings_are_a_list_that_shows_itself():
@@ -647,4 +689,9 @@ def test_findings_are_a_list_that_shows_itself():
     assert str(findings).splitlines()[0].startswith("norm-statistics-drift: '0.0' is frozen but")
     assert len(str(findings).splitlines()) == 4
     assert findings._repr_html_().count("<tr>") == 3 and "0.&lt;norm&gt;" in findings._repr_html_()
+    assert Findings([Finding("rule", "0", "<", "&")])._repr_html_() == (
+        "<table><tr><td>rule</td><td>name</td><td>message</td><td>remedy</td></tr>"
+        "<tr><td>rule</td><td>0</td><td>&lt;</td><td>&amp;</td></tr></table>"
+    )
+    assert Findings()._repr_html_() == "<table><tr><td>no findings</td></tr></table>"
     assert audit(nn.Linear(2, 1)) == [] and str(audit(nn.Linear(2, 1))) == "no findings"

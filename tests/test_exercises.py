@@ -240,7 +240,7 @@ def test_a_module_without_forward_was_attempted(lesson):
     [
         ({"a": True}, "Keep the table a dict with the rows 'a', 'n'; yours is a dict."),
         ({"a": True, "n": ...}, "Still to fill in: 'n'."),
-        ({"a": "True", "n": 1}, "Row 'a' takes True, False or \"raises\" (quotes only there); yours is a str."),
+        ({"a": "True", "n": 1}, "Row 'a' takes True or False; yours is a str."),
         ({"a": True, "n": True}, "Row 'n' takes an int; yours is a bool."),
         ({"a": False, "n": 2}, "0 of 2 rows are right. Both belong to it."),
         ({"a": True, "n": 3}, "1 of 2 rows are right. Look again at 'n'."),
@@ -250,6 +250,19 @@ def test_a_table(answer, sentence):
     with pytest.raises(NotYet, match=f"^{re.escape(sentence)}$"):
         table(answer, {"a": True, "n": 1}, {("n", 2): "Both belong to it."})
     table({"a": True, "n": 1}, {"a": True, "n": 1}, {})
+
+
+def test_a_table_says_where_raises_may_stand():
+    with pytest.raises(
+        NotYet, match=r"Row 'a' takes True, False or \"raises\" \(quotes only there\); yours is an int."
+    ):
+        table({"a": 1, "b": True}, {"a": True, "b": "raises"}, {})
+
+
+def test_an_answer_with_other_arguments(lesson):
+    _, sentence = said("sum", lesson.check, "sum", lambda a: a)
+    assert "takes 1 positional argument but 2 were given" in sentence
+    assert sentence.endswith("Keep the arguments that the cell began with.")
 
 
 def test_what_is_taken_has_an_end():

@@ -8,6 +8,7 @@ from itertools import count
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -20,6 +21,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 from torchvision.models import resnet18
+from torchvision.ops import StochasticDepth
 from torchvision.transforms import v2
 
 from helpers.features import cache_features
@@ -95,6 +97,21 @@ def test_inputs_go_to_the_backbones_device_and_no_graph_is_kept():
     assert features.tolist() == [[2.0]] * 3 and features.grad_fn is None
 
 
+def test_inputs_go_where_the_parameters_are_and_features_come_to_the_cpu():
+    class Elsewhere(nn.Linear):
+        def forward(self, x):
+            self.seen = x.device
+            return super().forward(x)
+
+    with FakeTensorMode():  # tensors that only say where they are, so that no GPU is needed
+        backbone = Elsewhere(2, 2, device="cuda").requires_grad_(False)
+        backbone.register_buffer("elsewhere", torch.ones(1))
+        labels = torch.zeros(3, device="cuda")
+        cache = cache_features(backbone, [(torch.zeros(3, 2), labels)])
+    assert backbone.seen.type == "cuda"
+    assert [tensor.device.type for tensor in cache.tensors] == ["cpu", "cpu"]
+
+
 def test_features_train_a_head_also_when_cached_inside_inference_mode():
     with torch.inference_mode():
         features, _ = cache_features(small_backbone(), DataLoader(images(), batch_size=4)).tensors
@@ -147,6 +164,11 @@ def test_labels_may_be_a_tensor_or_a_list(labels):
     assert [label.tolist() for _, label in cache] == [3, 1, 3, 1]
 
 
+def test_a_label_may_have_several_numbers():
+    cache = cache_features(nn.Flatten(), [(torch.zeros(2, 1, 4), [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])])
+    assert cache[1][1].tolist() == [1.0, 0.0, 0.0]
+
+
 # What it refuses ------------------------------------------------------------------------------------------------------
 
 
@@ -182,24 +204,94 @@ class Mean(nn.Module):
         (Mean(), [pair()], ValueError, "features () and labels (2,)"),
         (Mean(), [pair(labels=torch.tensor(1))], ValueError, "features () and labels ()"),
         (Tuple(), loader(), TypeError, "not a tuple of Tensor, Tensor"),
-        (nn.Flatten(), [torch.zeros(2, 3)], TypeError, "(tensor of inputs, labels), not Tensor"),
+        (nn.Flatten(), [torch.zeros(2, 3)], TypeError, "(tensor of inputs, labels), not a Tensor"),
         (nn.Flatten(), [[torch.zeros(2, 3)]], TypeError, "not a list of Tensor"),
         (nn.Flatten(), [(torch.zeros(2, 3), 0, 1)], TypeError, "not a tuple of Tensor, int, int"),
-        (nn.Flatten(), [{"image": torch.zeros(2, 3)}], TypeError, "not dict"),
+        (nn.Flatten(), [{"image": torch.zeros(2, 3)}], TypeError, "not a dict: give the DataLoader a"),
         (nn.Flatten(), [({"image": torch.zeros(2, 3)}, [0, 1])], TypeError, "not a tuple of dict, list"),
         (nn.Flatten(), [pair(labels=["cat", "dog"])], TypeError, "labels must be a tensor or a list of numbers"),
         (
             nn.Flatten(),
             [pair(labels={"boxes": 1})],
             TypeError,
-            "labels must be a tensor or a list of numbers, not dict",
+            "labels must be a tensor or a list of numbers, not a dict",
         ),
-        (torch.flatten, loader(), TypeError, "must be an nn.Module"),
+        (torch.flatten, loader(), TypeError, "cache_features(model): model must be a torch.nn.Module"),
     ],
 )
 def test_it_refuses_what_it_cannot_cache(backbone, batches, error, named):
     with pytest.raises(error, match=re.escape(named)):
         cache_features(backbone, batches)
+
+
+@pytest.mark.parametrize(
+    "backbone, batches, message",
+    [
+        (
+            nn.PReLU(),
+            loader(),
+            "the backbone has 1 trainable parameters (weight), so its features will change: freeze(backbone) first, "
+            "and leave the head out",
+        ),
+        (nn.Flatten(), [], "the loader gave no batch: its dataset is empty, or smaller than a batch with drop_last"),
+        (
+            Mean(),
+            [pair()],
+            "every row of features needs one label, but the shapes are: features () and labels (2,)",
+        ),
+        (
+            nn.Flatten(),
+            [torch.zeros(2, 3)],
+            "a batch must be a pair (tensor of inputs, labels), not a Tensor: "
+            "give the DataLoader a collate_fn that makes such pairs",
+        ),
+        (Tuple(), loader(), "the backbone must give one tensor, not a tuple of Tensor, Tensor: wrap it to pick one"),
+    ],
+)
+def test_what_it_says_tells_what_to_do(backbone, batches, message):
+    with pytest.raises((ValueError, TypeError), match=f"^{re.escape(message)}$"):
+        cache_features(backbone, batches)
+
+
+class DropPath(nn.Identity):
+    """timm's."""
+
+    def __init__(self, drop_prob):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+
+def test_it_refuses_what_drops_paths_until_that_is_in_eval_mode():
+    paths = [DropPath(0.1), DropPath(None), DropPath(0.0), StochasticDepth(0.0, "row"), StochasticDepth(0.2, "row")]
+    backbone = nn.Sequential(nn.Linear(2, 2), *paths).requires_grad_(False)
+    message = (
+        "the backbone would give other features the next time:\n"
+        "StochasticDepth or DropPath is active in 1, 5: it leaves out layers at random.\n"
+        "    Call eval() on it after every backbone.train()."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        cache_features(backbone, [(torch.ones(1, 2), [0])])
+    cache_features(backbone.eval(), [(torch.ones(1, 2), [0])])
+
+
+@pytest.mark.parametrize("layers, named", [(2, "(0.weight, 1.weight)"), (3, "(0.weight, 1.weight, 2.weight)"),
+                                           (4, "(0.weight, 1.weight, 2.weight, ...)")])  # fmt: skip
+def test_up_to_three_names_are_given(layers, named):
+    with pytest.raises(ValueError, match=re.escape(f"{layers} trainable parameters {named}, so")):
+        cache_features(nn.Sequential(*[nn.PReLU() for _ in range(layers)]), [])
+
+
+def test_of_many_names_it_says_three():
+    backbone = nn.Sequential(nn.Dropout(), *[StochasticDepth(0.2, "row") for _ in range(4)], nn.Linear(2, 2))
+    message = (
+        "the backbone would give other features the next time:\n"
+        "dropout-in-frozen-part: '0' drops at random (p=0.5) in a frozen part: equal inputs get different features.\n"
+        "    Call its eval() after every model.train(), or override train() of the part.\n"
+        "StochasticDepth or DropPath is active in 1, 2, 3, ...: it leaves out layers at random.\n"
+        "    Call eval() on it after every backbone.train()."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        cache_features(backbone.requires_grad_(False), [(torch.ones(1, 2), [0])])
 
 
 # What it warns of -----------------------------------------------------------------------------------------------------
@@ -249,6 +341,21 @@ def test_it_warns_of_what_draws_at_random(draws, names):
     assert warned[0].filename == __file__
 
 
+def test_what_it_warns_of_tells_what_to_do():
+    message = (
+        "the cache keeps what RandomSampler drew this once: each epoch on it sees the same. Cache without "
+        "augmentation, in order, and shuffle the cache: DataLoader(cache, shuffle=True)"
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
+        cache_features(nn.Identity(), DataLoader(Pictures(), shuffle=True))
+
+
+def test_a_transform_may_refer_to_itself():
+    transform = Holds(None)
+    transform.transform = transform
+    assert len(cache_features(nn.Identity(), DataLoader(Pictures(transform=transform)))) == 2
+
+
 @pytest.mark.parametrize(
     "quiet",
     [
@@ -267,10 +374,11 @@ def test_it_is_silent_about_a_fixed_order(quiet):
 # Progress -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seconds, shown", [(0.1, False), (1.0, True)])
+@pytest.mark.parametrize("seconds, shown", [(0.3, False), (0.5, True)])
 def test_a_bar_appears_only_after_two_seconds(monkeypatch, capsys, seconds, shown):
     clock = count(0, seconds)
     monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
     cache_features(nn.Identity(), DataLoader(images(5)))
     out, err = capsys.readouterr()
-    assert out == "" and ("cache_features" in err) == shown
+    assert out == "" and ("\rcache_features: " in err) == shown
+    assert err == "" or err.endswith(" \r"), "the bar is cleared at the end"

@@ -1,6 +1,7 @@
 """freeze keeps every entry of the frozen part's state_dict still; unfreeze gives back exactly what was before."""
 
 import copy
+import re
 from functools import partial
 
 import hypothesis.strategies as st
@@ -582,11 +583,29 @@ def test_pattern_on_a_module_without_parameters():
 @pytest.mark.parametrize("call", [freeze, unfreeze])
 def test_wrong_types_say_what_to_pass(call):
     net = nn.Linear(2, 2)
-    with pytest.raises(TypeError, match="generator: pass the model"):
+    message = f"{call.__name__}(model): model must be a torch.nn.Module, not a generator; pass the model itself"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         call(net.parameters())
     with pytest.raises(TypeError, match="list: pass names one by one"):
         call(net, "weight", ["bias"])
     assert all(flags(net).values())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda net: freeze(net, "1.*"), "no parameter name matches '1.*'; nearest: 2.*, 0.*, 2.bias"),
+        (lambda net: freeze(net[1], "*"), "no parameter name matches '*'; nearest: there are none"),
+        (
+            lambda net: unfreeze(net.requires_grad_(False)),
+            "'*' matches nothing that freeze() froze; frozen without it: 0.weight, 0.bias, 2.weight. "
+            "unfreeze() is an undo: to train these, set requires_grad_(True)",
+        ),
+    ],
+)
+def test_messages_tell_what_to_do(call, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        call(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))
 
 
 @pytest.mark.parametrize("patterns", [(), ("0.*",), ("*",), ("1.*", "0.weight")])

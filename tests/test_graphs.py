@@ -408,7 +408,7 @@ def changed_in_a_view(x):
         (lambda x: checkpoint(torch.sin, x, use_reentrant=False), {"SinBackward0"}, None),
         (lambda x: x[torch.tensor([0, 1])], {"IndexBackward0"}, 16),
         (changed_in_a_view, {"MulBackward0", "CopySlices"}, None),
-        (lambda x: torch.sparse.mm(torch.eye(4).to_sparse(), x[:, None]), {"SparseAddmmBackward0"}, None),
+        (lambda x: torch.sparse.mm(torch.eye(4).to_sparse(), x[:, None]), {"SparseAddmmBackward0"}, 64 + 16),
         (torch.compile(lambda x: x.sin() * 2, backend="aot_eager"), {"CompiledFunctionBackward"}, 16),
     ],
     ids=["Function", "reentrant", "checkpoint", "index", "view", "sparse", "compiled"],
@@ -526,6 +526,34 @@ def test_inputs_are_above_what_uses_them():
     assert height["0.weight"] > height["2.weight"] > height["4.weight"] > height["4.bias"] > 0
 
 
+def test_places_are_exactly_these():
+    """In points: a row is 45, the main line is at 0, what feeds it on the right, and 18 lie between two boxes."""
+    ax = drawn("op")
+    places = {}
+    for text in ax.texts:
+        x, y = text.get_position()
+        places.setdefault(y, []).append((round(x, 2), text.get_text().split("\n")[0]))
+    assert places == {
+        270: [(0, "0.weight")],
+        225: [(79.02, "None"), (0, "TBackward0"), (170.09, "0.bias")],
+        180: [(0, "AddmmBackward0")],
+        135: [(86.25, "2.bias"), (174.91, "2.weight"), (0, "ReluBackward0")],
+        90: [(100.71, "4.weight"), (0, "AddmmBackward0")],
+        45: [(81.43, "TBackward0"), (0, "ReluBackward0"), (167.68, "4.bias")],
+        0: [(0, "AddmmBackward0")],
+    }
+    assert [*ax.get_xlim(), *ax.get_ylim()] == pytest.approx([-186.16, 353.84, -45, 292.5])
+    assert list(72 * ax.figure.get_size_inches()) == [540, 337.5]
+
+
+def test_many_inputs_widen_the_figure():
+    ax = draw(graph(torch.stack([torch.ones(1, requires_grad=True) for _ in range(9)])))
+    xs = sorted(text.get_position()[0] for text in ax.texts if "trainable" in text.get_text())
+    width = 15 * 4.82 + 8  # of "trainable, (1,)"
+    assert xs == pytest.approx([(width + 18) * index for index in range(9)])
+    assert ax.get_xlim() == pytest.approx((-width / 2 - 18, xs[-1] + width / 2 + 18))
+
+
 def test_an_arrow_past_other_boxes_is_seen_beside_them():
     y = torch.ones(1, requires_grad=True).sin()
     ax = draw(graph(y.cos().exp() + y))
@@ -598,6 +626,12 @@ def test_sizes(numel, size):
     assert f"ExpBackward0: saved {size}" in draw(graph(torch.ones(numel, requires_grad=True).exp())).words
 
 
+@pytest.mark.parametrize(("numel", "size"), [(1 << 28, "1 GiB"), (1 << 38, "1 TiB")])
+def test_sizes_no_memory_has(numel, size):
+    y = torch.ones(numel, requires_grad=True, device="meta").exp()
+    assert draw(graph(y)).words.endswith(f"ExpBackward0: saved {size}")
+
+
 def test_it_draws_into_the_axes_it_is_given():
     _, (left, right) = plt.subplots(1, 2, figsize=(12, 6))
     numbers = plt.get_fignums()
@@ -621,6 +655,12 @@ def test_a_module_used_twice_and_one_below_its_own_parameters_are_drawn():
     ax.figure.canvas.draw()
 
 
+@pytest.mark.parametrize(("layers", "boxes"), [(5, 16), (6, 4)])  # 16 with the input, or one for each part
+def test_by_module_goes_as_deep_as_sixteen_boxes_allow(layers, boxes):
+    net = nn.Sequential(*[nn.Sequential(*[nn.Linear(2, 2) for _ in range(layers)]) for _ in range(3)])
+    assert len(draw(graph(net(torch.ones(1, 2)), net), by="module").texts) == boxes
+
+
 def test_a_net_of_many_layers_is_drawn_at_the_depth_that_can_be_read():
     deep = nn.Sequential(*[nn.Sequential(*[nn.Linear(2, 2) for _ in range(6)]) for _ in range(4)])
     texts = draw(graph(deep(torch.ones(1, 2)), deep), by="module").texts
@@ -629,7 +669,10 @@ def test_a_net_of_many_layers_is_drawn_at_the_depth_that_can_be_read():
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [({"by": "layer"}, '"op" or "module"'), ({"by": "module"}, r"graph\(output, model\)")],
+    [
+        ({"by": "layer"}, """^by is "op" or "module", not 'layer'.$"""),
+        ({"by": "module"}, r'^by="module" needs the module names: make the graph with graph\(output, model\).$'),
+    ],
 )
 def test_draw_says_what_it_needs(arguments, says):
     with pytest.raises(ValueError, match=says):
@@ -639,8 +682,10 @@ def test_draw_says_what_it_needs(arguments, says):
 
 def test_too_many_boxes_are_refused():
     y = torch.ones(1, requires_grad=True)
-    for _ in range(500):
+    for _ in range(499):
         y = y.sin()
+    assert len(draw(graph(y)).texts) == 500
+    y = y.sin()
     with pytest.raises(ValueError, match=r'501 boxes .* by="module"'):
         draw(graph(y))
 

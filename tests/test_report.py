@@ -136,9 +136,15 @@ def test_any_dtype(dtype):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((nn.Linear(1, 1).parameters(),), "not a generator; pass the model itself"),
+        (
+            (nn.Linear(1, 1).parameters(),),
+            r"^parameters\(model\): model must be a torch.nn.Module, not a generator; pass the model itself$",
+        ),
         ((nn.Linear(1, 1).state_dict(),), "not a OrderedDict"),
-        ((torch.optim.SGD(nn.Linear(1, 1).parameters()), nn.Linear(1, 1)), "the model comes before the optimizer"),
+        (
+            (torch.optim.SGD(nn.Linear(1, 1).parameters()), nn.Linear(1, 1)),
+            "not a SGD; the model comes before the optimizer$",
+        ),
         ((nn.Linear(1, 1), nn.Linear(1, 1)), "pass one torch.optim.Optimizer, not a Linear"),
         (
             (nn.Linear(1, 1), [torch.optim.SGD(nn.Linear(1, 1).parameters())]),
@@ -149,6 +155,18 @@ def test_any_dtype(dtype):
 def test_wrong_arguments_are_named(arguments, says):
     with pytest.raises(TypeError, match=says):
         parameters(*arguments)
+
+
+def test_html_is_exactly_this():
+    left, right = "style='text-align: left'", "style='text-align: right'"
+    assert parameters(nn.PReLU())._repr_html_() == (
+        "<table><caption style='caption-side: bottom; text-align: left'>"
+        "trainable params: 1 || all params: 1 || trainable%: 100.0000</caption>"
+        f"<thead><tr><th scope=col {left}>name</th><th scope=col {left}>shape</th><th scope=col {right}>numel</th>"
+        f"<th scope=col {left}>dtype</th><th scope=col {left}>requires_grad</th><th scope=col {left}>has_grad</th></tr>"
+        f"</thead><tbody><tr><th scope=row {left}>weight</th><td {left}>(1,)</td><td {right}>1</td>"
+        f"<td {left}>float32</td><td {left}>True</td><td {left}>False</td></tr></tbody></table>"
+    )
 
 
 def test_html_has_the_same_cells_with_headers_and_is_escaped():

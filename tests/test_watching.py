@@ -215,6 +215,8 @@ class Extra(nn.Module):
         (None, {}),
         ({"seen": [1, torch.zeros(2)]}, {"seen": [1, torch.ones(2)]}),
         (torch.zeros(2), "zeros"),
+        ({"steps": 1, "mean": torch.zeros(2)}, {"steps": 2, "mean": torch.zeros(2)}),
+        ({"mean": torch.zeros(2), "var": torch.ones(2)}, {"mean": torch.ones(2), "var": torch.ones(2)}),
         (io.BytesIO(b"a"), io.BytesIO(b"b")),
     ],
 )
@@ -277,9 +279,11 @@ def test_tensor_that_wraps_others():
 def test_lists_are_there_after_the_block_only():
     net = nn.Linear(1, 1)
     seen = watch(net)
+    assert str(seen) == "nothing compared yet: the block has not ended"
+    message = "watch compares when its block ends: read changed and unexpected after the with block"
     with seen:
         for name in ("changed", "unexpected"):
-            with pytest.raises(RuntimeError, match="after the with block"):
+            with pytest.raises(RuntimeError, match=f"^{message}$"):
                 getattr(seen, name)
         assert "not ended" in str(seen)
         net.weight.data.add_(1)
@@ -287,6 +291,15 @@ def test_lists_are_there_after_the_block_only():
     with seen:
         assert "not ended" in str(seen)
     assert seen.changed == [], "a second block starts anew"
+
+
+@pytest.mark.parametrize(("frozen", "shown"), [(3, "0, 1, 2"), (4, "0, 1, 2 and 1 more")])
+def test_up_to_three_names_are_shown(frozen, shown):
+    net = nn.ParameterList([torch.ones(1)] * frozen).requires_grad_(False)
+    with watch(net) as seen:
+        for parameter in net:
+            parameter.data.zero_()
+    assert str(seen) == f"{frozen} of {frozen} entries changed, {frozen} of them meant to be frozen: {shown}"
 
 
 def test_lists_are_set_when_the_block_raises():

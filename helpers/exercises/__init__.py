@@ -30,6 +30,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -145,7 +146,13 @@ def run(answer: Any, *args: Any, **kwargs: Any) -> Any:
     except RecursionError as error:
         raise NotYet("Your code calls itself, or follows something that contains itself, without an end.") from error
     except Exception as error:
-        raise NotYet(f"Your code raised {_short(error)}{_line(error, answer)}.") from error
+        # Raised by the call itself, not in the answer: the arguments do not fit.
+        hint = (
+            ""
+            if error.__traceback__ and error.__traceback__.tb_next
+            else " Keep the arguments that the cell began with."
+        )
+        raise NotYet(f"Your code raised {_short(error)}{_line(error, answer)}.{hint}") from error
     if torch.is_grad_enabled() != recording:
         raise NotYet(
             "Your code switches gradient recording for all that comes after it: use with torch.no_grad(): as a block."
@@ -165,7 +172,8 @@ def table(answer: Any, seen: Mapping[str, Any], beliefs: Mapping[tuple[str, Any]
         raise NotYet(f"Still to fill in: {', '.join(map(repr, empty))}.")
     for row, value in answer.items():
         if not (_is_verdict(value) if _is_verdict(seen[row]) else _alike(value, seen[row])):
-            form = 'True, False or "raises" (quotes only there)' if _is_verdict(seen[row]) else kind(seen[row])
+            verdicts = 'True, False or "raises" (quotes only there)' if RAISES in seen.values() else "True or False"
+            form = verdicts if _is_verdict(seen[row]) else kind(seen[row])
             raise NotYet(f"Row {row!r} takes {form}; yours is {kind(value)}.")
     wrong = [row for row in seen if answer[row] != seen[row]]
     if wrong:
@@ -245,5 +253,7 @@ def _short(error: Exception) -> str:
 def _line(error: Exception, answer: Any) -> str:
     code = getattr(answer, "__code__", None) or getattr(getattr(answer, "__init__", None), "__code__", None)
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if code and frame.filename == code.co_filename]
+    if code is None or Path(code.co_filename).parent == Path(__file__).parent:  # a lambda of a check
+        return ""
+    lines = [frame.lineno for frame in frames if frame.filename == code.co_filename]
     return f" in line {lines[-1]} of your cell" if lines else ""

@@ -1,0 +1,436 @@
+"""Answers to the exercises of the lesson on optimizers."""
+
+import copy
+
+import torch
+from torch import nn
+
+from tests.exercises import Answers
+
+answers = Answers()
+right, wrong = answers.right, answers.wrong
+
+MOVES = {
+    "SGD; nothing": True,
+    "SGD; zero_grad(set_to_none=False)": False,
+    "SGD, weight decay; zero_grad()": False,
+    "SGD, weight decay; zero_grad(set_to_none=False)": True,
+    "SGD, momentum; w.grad = None, zero_grad(set_to_none=False)": False,
+    "Adam; zero_grad(set_to_none=False)": True,
+    "AdamW, weight decay; new AdamW, zero_grad(set_to_none=False)": True,
+    "LBFGS; zero_grad()": True,
+}
+right("moves-when-frozen")(MOVES)
+right("moves-when-frozen")(dict(reversed(MOVES.items())))
+right("moves-when-frozen")(dict(zip(MOVES, [True, False, False, True, False, True, True, True], strict=True)))
+wrong("moves-when-frozen", "Freezing does not empty .grad")(
+    dict.fromkeys(MOVES, False), "A frozen weight does not move, whatever is done."
+)
+wrong("moves-when-frozen", "Freezing does not empty .grad")(
+    MOVES | {"SGD; nothing": False}, "With the flag off, step ignores the gradient that is there."
+)
+wrong("moves-when-frozen", "rate times zero")(
+    MOVES | {"SGD; zero_grad(set_to_none=False)": True}, "A gradient of zero always moves a weight a little."
+)
+wrong("moves-when-frozen", "does not reach what has no .grad")(
+    MOVES | {"SGD, weight decay; zero_grad()": True}, "Weight decay pulls all that the optimizer holds."
+)
+wrong("moves-when-frozen", "adds weight decay, frozen or not")(
+    MOVES | {"SGD, weight decay; zero_grad(set_to_none=False)": False}, "Weight decay is a share of the gradient."
+)
+wrong("moves-when-frozen", "the momentum waits")(
+    MOVES | {"SGD, momentum; w.grad = None, zero_grad(set_to_none=False)": True},
+    "zero_grad(set_to_none=False) makes zeros where there is nothing.",
+)
+wrong("moves-when-frozen", "its average of gradients does the same")(
+    MOVES | {"Adam; zero_grad(set_to_none=False)": False}, "Without an argument momentum there is none."
+)
+wrong("moves-when-frozen", ".grad belongs to the weight")(
+    MOVES | {"AdamW, weight decay; new AdamW, zero_grad(set_to_none=False)": False},
+    "A new optimizer forgets everything, the old gradient too.",
+)
+wrong("moves-when-frozen", "LBFGS is the exception")(
+    MOVES | {"LBFGS; zero_grad()": False}, "Every optimizer skips what has no .grad."
+)
+
+
+@right("new-head")
+def built_last(model, classes):
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+@right("new-head")
+def only_the_head_in_adam(model, classes):
+    model.head = nn.Linear(model.head.in_features, classes)
+    model.body.requires_grad_(False)
+    return torch.optim.Adam(model.head.named_parameters(), lr=0.01)
+
+
+@right("new-head")
+def the_old_group_given_the_new_head(model, classes):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model.requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    optimizer.param_groups[0]["params"] = list(model.head.parameters())
+    return optimizer
+
+
+@right("new-head")
+def new_numbers_in_the_old_parameters(model, classes):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model.body.requires_grad_(False)
+    new = nn.Linear(model.head.in_features, classes)
+    model.head.weight.data, model.head.bias.data = new.weight.data, new.bias.data
+    return optimizer
+
+
+@right("new-head")
+def with_lbfgs(model, classes):
+    model.requires_grad_(False)
+    model.head = nn.Sequential(nn.Dropout(0.1), nn.Linear(model.head.in_features, classes))
+    return torch.optim.LBFGS(model.head.parameters())
+
+
+@wrong("new-head", "the new head was not among them")
+def as_it_was(model, classes):
+    """An optimizer knows the model, and sees a new head when it is there."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model.requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    return optimizer
+
+
+@wrong("new-head", "the new head was not among them")
+def the_list_made_too_early(model, classes):
+    """It is enough that the optimizer is built last, from whatever list."""
+    trained = list(model.head.parameters())
+    model.requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.SGD(trained, lr=0.1)
+
+
+@wrong("new-head", "the new head was not among them")
+def asked_again(model, classes):
+    """The flag decides what the optimizer moves."""
+    optimizer = as_it_was(model, classes)
+    model.head.requires_grad_(True)
+    return optimizer
+
+
+@wrong("new-head", "Nothing asks now")
+def frozen_last(model, classes):
+    """Freezing all of a model leaves the layer out that the optimizer trains."""
+    model.head = nn.Linear(model.head.in_features, classes)
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    return torch.optim.SGD(model.head.parameters(), lr=0.1, momentum=0.9)
+
+
+@wrong("new-head", "still holds 2 parameters")
+def added(model, classes):
+    """What is added to an optimizer takes the place of what it held under that name."""
+    optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1, momentum=0.9)
+    model.requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    optimizer.add_param_group({"params": model.head.parameters()})
+    return optimizer
+
+
+@wrong("new-head", "Everything but the new head is to be frozen")
+def not_frozen(model, classes):
+    """What the optimizer does not hold is frozen."""
+    model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.SGD(model.head.parameters(), lr=0.1, momentum=0.9)
+
+
+@wrong("new-head", "holds only a part")
+def weight_only(model, classes):
+    """A layer has one parameter."""
+    model.requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.SGD([model.head.weight], lr=0.1, momentum=0.9)
+
+
+@wrong("new-head", "Return the optimizer")
+def nothing_returned(model, classes):
+    """A function that changes the model has nothing to return."""
+    built_last(model, classes)
+
+
+@wrong("new-head", "For 3 classes")
+def out_features(model, classes):
+    """The size of a layer is its attribute out_features."""
+    model.requires_grad_(False)
+    model.head.out_features = classes
+    model.head.requires_grad_(True)
+    return torch.optim.SGD(model.head.parameters(), lr=0.1)
+
+
+@wrong("new-head", "the old numbers")
+def only_if_it_differs(model, classes):
+    """A head of the right size can stay."""
+    model.requires_grad_(False)
+    if model.head.out_features != classes:
+        model.head = nn.Linear(model.head.in_features, classes)
+    model.head.requires_grad_(True)
+    return torch.optim.SGD(model.head.parameters(), lr=0.1)
+
+
+@right("late-freeze")
+def grad_none(model, optimizer):
+    for parameter in model.body.parameters():
+        parameter.requires_grad = False
+        parameter.grad = None
+
+
+@right("late-freeze")
+def the_modules_own_zero_grad(model, optimizer):
+    model.body.zero_grad()
+    model.body.requires_grad_(False)
+
+
+@right("late-freeze")
+def the_optimizers_zero_grad(model, optimizer):
+    optimizer.zero_grad(set_to_none=True)
+    for name, parameter in model.named_parameters():
+        if name.startswith("body."):
+            parameter.detach_()
+
+
+@right("late-freeze")
+def taken_out_of_the_groups(model, optimizer):
+    model.body.requires_grad_(False)
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
+
+
+@wrong("late-freeze", "a tensor of zeros")
+def as_it_drifted(model, optimizer):
+    """A gradient of zero is no gradient."""
+    optimizer.zero_grad(set_to_none=False)
+    model.body.eval()
+    model.body.requires_grad_(False)
+
+
+@wrong("late-freeze", "its old .grad was still there")
+def flags_only(model, optimizer):
+    """The optimizer looks at the flag."""
+    model.body.requires_grad_(False)
+
+
+@wrong("late-freeze", "a tensor of zeros")
+def zeroed(model, optimizer):
+    """To empty a gradient is to fill it with zeros."""
+    for parameter in model.body.parameters():
+        parameter.requires_grad = False
+        parameter.grad.zero_()
+
+
+@wrong("late-freeze", "With SGD and momentum=0.9")
+def no_weight_decay(model, optimizer):
+    """Only weight decay moves a frozen weight."""
+    model.body.requires_grad_(False)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0
+
+
+@wrong("late-freeze", "still asks")
+def gradient_only(model, optimizer):
+    """A gradient that is taken away does not come again."""
+    for parameter in model.body.parameters():
+        parameter.grad = None
+
+
+@wrong("late-freeze", "still asks")
+def eval_mode(model, optimizer):
+    """eval() stops training."""
+    model.body.eval()
+
+
+@wrong("late-freeze", "stands still")
+def rate_zero(model, optimizer):
+    """A learning rate belongs to a layer."""
+    model.body.requires_grad_(False)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+
+
+@wrong("late-freeze", "the head goes another way")
+def state_cleared(model, optimizer):
+    """The state is what moves the body, and the head can do without."""
+    grad_none(model, optimizer)
+    optimizer.state.clear()
+
+
+@wrong("late-freeze", "With SGD and weight_decay=0.5")
+def its_state_removed(model, optimizer):
+    """Without its momentum nothing moves a frozen weight."""
+    for parameter in model.body.parameters():
+        parameter.requires_grad = False
+        optimizer.state.pop(parameter, None)
+
+
+@wrong("late-freeze", "its old .grad was still there")
+def built_again(model, optimizer):
+    """A new optimizer in the function is the one that the loop goes on with."""
+    model.body.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)  # noqa: F841 - the mistake
+
+
+@wrong("late-freeze", "other Parameter objects")
+def copied(model, optimizer):
+    """A copy of the body is the body without its past."""
+    model.body = copy.deepcopy(model.body).requires_grad_(False)
+
+
+@wrong("late-freeze", "Nothing asks now")
+def everything(model, optimizer):
+    """What the optimizer has begun to train goes on training."""
+    model.requires_grad_(False)
+    optimizer.zero_grad()
+
+
+@right("two-rates")
+def everything_from_the_start(model, rate, optimizer=None):
+    if optimizer is not None:
+        return optimizer
+    groups = [{"params": model.head.parameters()}, {"params": model.body.parameters(), "lr": rate / 10}]
+    return torch.optim.SGD(groups, lr=rate, momentum=0.9)
+
+
+@right("two-rates")
+def what_is_missing(model, rate, optimizer=None):
+    if optimizer is None:
+        optimizer = torch.optim.SGD([{"params": []}], lr=rate, momentum=0.9)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for part, lr in ((model.head, rate), (model.body, rate / 10)):
+        new = [p for p in part.parameters() if p.requires_grad and id(p) not in held]
+        optimizer.add_param_group({"params": new, "lr": lr})
+    return optimizer
+
+
+@right("two-rates")
+def rebuilt_with_its_state(model, rate, optimizer=None):
+    groups = [
+        {"params": [p for p in part.parameters() if p.requires_grad], "lr": lr}
+        for part, lr in ((model.head, rate), (model.body, rate / 10))
+    ]
+    new = torch.optim.SGD(groups, momentum=0.9)
+    if optimizer is not None:
+        new.state.update(optimizer.state)
+    return new
+
+
+@right("two-rates")
+def the_same_groups_filled_again(model, rate, optimizer=None):
+    parts = [[p for p in part.parameters() if p.requires_grad] for part in (model.head, model.body)]
+    if optimizer:
+        for group, part in zip(optimizer.param_groups, parts, strict=True):
+            group["params"] = part
+        return optimizer
+    return torch.optim.SGD([{"params": parts[0]}, {"params": parts[1], "lr": rate * 0.1}], rate, 0.9)
+
+
+@right("two-rates")
+class AnOptimizerOfItsOwn(torch.optim.SGD):
+    def __init__(self, model, rate, optimizer=None):
+        head = set(model.head.parameters())
+        super().__init__(
+            [{"params": [p], "lr": rate if p in head else rate / 10} for p in model.parameters()], momentum=0.9
+        )
+        if optimizer:
+            self.load_state_dict(optimizer.state_dict())
+
+
+@wrong("two-rates", "starts without")
+def built_again_each_time(model, rate, optimizer=None):
+    """State travels with the parameters."""
+    return everything_from_the_start(model, rate)
+
+
+@wrong("two-rates", "more than one parameter group")
+def all_of_it_added(model, rate, optimizer=None):
+    """add_param_group ignores what the optimizer holds already."""
+    if optimizer is None:
+        return what_is_missing(model, rate)
+    optimizer.add_param_group({"params": model.body.parameters(), "lr": rate / 10})
+    return optimizer
+
+
+@wrong("two-rates", "the optimizer that you returned does not hold it")
+def filtered_once(model, rate, optimizer=None):
+    """An optimizer looks at the flags again in each step."""
+    return optimizer or what_is_missing(model, rate)
+
+
+@wrong("two-rates", "body.overhead.weight moves at the rate 0.1; it should be 0.01")
+def by_letters(model, rate, optimizer=None):
+    """What has head in its name is the head."""
+    if optimizer:
+        return optimizer
+    groups = [{"params": [p], "lr": rate if "head" in name else rate / 10} for name, p in model.named_parameters()]
+    return torch.optim.SGD(groups, lr=rate, momentum=0.9)
+
+
+@wrong("two-rates", "head.bias moves at the rate 0.005; it should be 0.05")
+def all_that_comes_later_is_body(model, rate, optimizer=None):
+    """The head was never frozen."""
+    if optimizer is None:
+        return what_is_missing(model, rate)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [p for p in model.parameters() if p.requires_grad and id(p) not in held]
+    optimizer.add_param_group({"params": missing, "lr": rate / 10})
+    return optimizer
+
+
+@wrong("two-rates", "moves at the rate 0.1; it should be 0.01")
+def one_rate(model, rate, optimizer=None):
+    """A rate that is not said for a group is a tenth of the last."""
+    return optimizer or torch.optim.SGD(
+        [{"params": model.head.parameters()}, {"params": model.body.parameters()}], lr=rate, momentum=0.9
+    )
+
+
+@wrong("two-rates", "changes flags")
+def unfreezes(model, rate, optimizer=None):
+    """What an optimizer holds must ask."""
+    model.requires_grad_(True)
+    return everything_from_the_start(model, rate, optimizer)
+
+
+@wrong("two-rates", "0.9 was asked for")
+def plain(model, rate, optimizer=None):
+    """SGD has momentum by default."""
+    groups = [{"params": model.head.parameters()}, {"params": model.body.parameters(), "lr": rate / 10}]
+    return optimizer or torch.optim.SGD(groups, lr=rate)
+
+
+@wrong("two-rates", "Return the optimizer")
+def added_and_not_returned(model, rate, optimizer=None):
+    """What is changed in place need not be returned."""
+    if optimizer is None:
+        return what_is_missing(model, rate)
+    what_is_missing(model, rate, optimizer)
+
+
+@wrong("two-rates", "RuntimeError")
+def by_equality(model, rate, optimizer=None):
+    """in finds the same object."""
+    if optimizer is None:
+        return what_is_missing(model, rate)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    missing = [p for p in model.body.parameters() if p.requires_grad and p not in held]
+    optimizer.add_param_group({"params": missing, "lr": rate / 10})
+    return optimizer
+
+
+@wrong("two-rates", "it should be")
+def rates_set_again(model, rate, optimizer=None):
+    """One learning rate of the optimizer is that of all groups."""
+    optimizer = what_is_missing(model, rate, optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return optimizer
