@@ -72,6 +72,14 @@ def switches_recording_off(*args, **kwargs):
     torch.set_grad_enabled(False)
 
 
+def makes_double_the_default(*args, **kwargs):
+    torch.set_default_dtype(torch.float64)
+
+
+async def waits(*args, **kwargs):
+    pass
+
+
 def calls_itself(*args, **kwargs):
     return calls_itself(*args, **kwargs)
 
@@ -90,6 +98,8 @@ HOSTILE = {
     "a class returned": lambda *args, **kwargs: nn.Linear,
     "a recursion": calls_itself,
     "recording off": switches_recording_off,
+    "another dtype": makes_double_the_default,
+    "a coroutine": waits,
     "a module in itself": lambda *args, **kwargs: setattr(args[0], "again", args[0]) if args else None,
     "a dict": {},
 }
@@ -100,7 +110,7 @@ def test_an_answer_of_no_use_gets_a_sentence(lesson, exercise):
     for what, given in HOSTILE.items():
         standing, sentence = key.told(lesson, exercise, given)
         assert standing == "not yet" and len(sentence) > 15, (what, standing, sentence)
-        assert torch.is_grad_enabled(), what
+        assert torch.is_grad_enabled() and torch.get_default_dtype() is torch.float32, what
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
@@ -186,10 +196,11 @@ def lesson():
     ("guess", "standing", "sentence"),
     [
         (..., "not attempted", ""),
-        ([True, ...], "not attempted", ""),
+        ([..., ...], "not attempted", ""),
+        ([True, ...], "not yet", "A part of it is still to fill in."),
         ([True, False], "right", ""),
         ((True, False), "right", ""),
-        ({"a": True, "b": False}, "right", ""),
+        ({"a": True, "b": False}, "not yet", "A guess has the form of [True, False]; yours is a dict."),
         ([True, True], "not yet", "You said [True, True], the run says [True, False]. Both was a belief."),
         ([False, False], "not yet", "You said [False, False], the run says [True, False]."),
         (True, "not yet", "Your guess True has not the form of what was seen: [True, False]."),
@@ -238,10 +249,12 @@ def test_a_module_without_forward_was_attempted(lesson):
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        ({"a": True}, "Keep the table a dict with the rows 'a', 'n'; yours is a dict."),
+        ([True, 1], "Keep the table the dict that it was, with its rows; yours is a list."),
+        ({"a": True}, "Keep the rows of the table as they were; yours is without 'n'."),
+        ({"a": True, "n": 1, "m": 1}, "Keep the rows of the table as they were; yours is with 'm'."),
         ({"a": True, "n": ...}, "Still to fill in: 'n'."),
-        ({"a": "True", "n": 1}, "Row 'a' takes True or False; yours is a str."),
-        ({"a": True, "n": True}, "Row 'n' takes an int; yours is a bool."),
+        ({"a": "True", "n": 1}, "Row 'a' takes True or False; yours is 'True'."),
+        ({"a": True, "n": True}, "Row 'n' takes an int; yours is True."),
         ({"a": False, "n": 2}, "0 of 2 rows are right. Both belong to it."),
         ({"a": True, "n": 3}, "1 of 2 rows are right. Look again at 'n'."),
     ],
@@ -253,9 +266,7 @@ def test_a_table(answer, sentence):
 
 
 def test_a_table_says_where_raises_may_stand():
-    with pytest.raises(
-        NotYet, match=r"Row 'a' takes True, False or \"raises\" \(quotes only there\); yours is an int."
-    ):
+    with pytest.raises(NotYet, match=r"Row 'a' takes True, False or \"raises\" \(quotes only there\); yours is 1."):
         table({"a": 1, "b": True}, {"a": True, "b": "raises"}, {})
 
 

@@ -26,6 +26,7 @@ Every result below follows from it.
 """
 
 import difflib
+import inspect
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -82,12 +83,15 @@ class Lesson:
         beliefs = _find(self.predictions, name)
 
         def examine() -> None:
-            if _unfilled(guess):
+            parts = guess if isinstance(guess, list | tuple) else [guess]
+            if all(part is ... for part in parts):
                 raise NotAttempted
+            if any(part is ... for part in parts):
+                raise NotYet("A part of it is still to fill in.")
             try:
                 given = _plain(guess)
             except TypeError:
-                raise NotYet(f"A guess has the form of {seen!r}; yours is a {type(guess).__name__}.") from None
+                raise NotYet(f"A guess has the form of {seen!r}; yours is {kind(guess)}.") from None
             if given == _plain(seen):
                 return
             if given not in beliefs and not _alike(given, _plain(seen)):
@@ -104,7 +108,7 @@ class Lesson:
         print(", ".join([f"{standing.count('right')} of {len(names)} right", *others]))
 
     def _tell(self, name: str, examine: Callable[[], None], follows: str) -> None:
-        recording = torch.is_grad_enabled()
+        before = _settings()
         try:
             with torch.random.fork_rng(devices=[]), torch.enable_grad():
                 torch.manual_seed(0)
@@ -120,7 +124,7 @@ class Lesson:
             if unwritten:
                 standing, sentence = "not attempted", ""
         finally:
-            torch.set_grad_enabled(recording)
+            _restore(before)
         self._standing[name] = standing
         print(f"{name}: {standing}")
         if sentence:
@@ -136,13 +140,15 @@ def run(answer: Any, *args: Any, **kwargs: Any) -> Any:
         raise NotAttempted
     if not callable(answer):
         raise NotYet(f"The check takes the function itself, by its name and without parentheses, not {kind(answer)}.")
-    recording = torch.is_grad_enabled()
+    before = _settings()
     try:
         result = answer(*args, **kwargs)
     except NotImplementedError as error:
         if not error.args:
             raise NotAttempted from None
         raise NotYet(f"Your code raised {_short(error)}{_line(error, answer)}.") from error
+    except (NotYet, NotAttempted):
+        raise
     except RecursionError as error:
         raise NotYet("Your code calls itself, or follows something that contains itself, without an end.") from error
     except Exception as error:
@@ -153,19 +159,46 @@ def run(answer: Any, *args: Any, **kwargs: Any) -> Any:
             else " Keep the arguments that the cell began with."
         )
         raise NotYet(f"Your code raised {_short(error)}{_line(error, answer)}.{hint}") from error
-    if torch.is_grad_enabled() != recording:
+    left = [name for name, value in _settings().items() if value != before[name]]
+    _restore(before)
+    if left:
         raise NotYet(
-            "Your code switches gradient recording for all that comes after it: use with torch.no_grad(): as a block."
+            f"Your code leaves torch with another {left[0]} for all that comes after it. What is set for a while "
+            "belongs in a block, such as with torch.no_grad():"
         )
+    if inspect.iscoroutine(result):
+        result.close()
+    if inspect.iscoroutinefunction(answer) or inspect.isgeneratorfunction(inspect.unwrap(answer)):
+        raise NotYet("Your function has not run: with yield or async it waits to be asked. Use return.")
     return result
+
+
+def _settings() -> dict[str, Any]:
+    """What an answer could leave changed for everything after it."""
+    anomaly = torch.is_anomaly_enabled()
+    return {
+        "gradient mode": torch.is_grad_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "anomaly mode": anomaly,
+    }
+
+
+def _restore(settings: dict[str, Any]) -> None:
+    torch.set_grad_enabled(settings["gradient mode"])
+    torch.set_default_dtype(settings["default dtype"])
+    torch.autograd.set_detect_anomaly(settings["anomaly mode"])
 
 
 def table(answer: Any, seen: Mapping[str, Any], beliefs: Mapping[tuple[str, Any], str]) -> None:
     """Compare a table that was filled in with what was ``seen``; ``beliefs`` has a sentence for (row, value)."""
-    rows = ", ".join(map(repr, seen))
-    if not isinstance(answer, dict) or set(answer) != set(seen):
-        raise NotYet(f"Keep the table a dict with the rows {rows}; yours is {kind(answer)}.")
-    empty = [row for row, value in answer.items() if _unfilled(value)]
+    if answer is ...:
+        raise NotAttempted
+    if not isinstance(answer, dict):
+        raise NotYet(f"Keep the table the dict that it was, with its rows; yours is {kind(answer)}.")
+    for told, rows in (("without", seen.keys() - answer.keys()), ("with", answer.keys() - seen.keys())):
+        if rows:
+            raise NotYet(f"Keep the rows of the table as they were; yours is {told} {', '.join(map(repr, rows))}.")
+    empty = [row for row, value in answer.items() if _empty(value)]
     if len(empty) == len(seen):
         raise NotAttempted
     if empty:
@@ -174,7 +207,7 @@ def table(answer: Any, seen: Mapping[str, Any], beliefs: Mapping[tuple[str, Any]
         if not (_is_verdict(value) if _is_verdict(seen[row]) else _alike(value, seen[row])):
             verdicts = 'True, False or "raises" (quotes only there)' if RAISES in seen.values() else "True or False"
             form = verdicts if _is_verdict(seen[row]) else kind(seen[row])
-            raise NotYet(f"Row {row!r} takes {form}; yours is {kind(value)}.")
+            raise NotYet(f"Row {row!r} takes {form}; yours is {_shown(value)}.")
     wrong = [row for row in seen if answer[row] != seen[row]]
     if wrong:
         belief = next((beliefs[row, answer[row]] for row in wrong if (row, answer[row]) in beliefs), None)
@@ -184,7 +217,7 @@ def table(answer: Any, seen: Mapping[str, Any], beliefs: Mapping[tuple[str, Any]
 
 def taken(values: Any, what: str, most: int = 10_000) -> list[Any]:
     """The items of ``values`` as a list; `NotYet` if there is nothing to go through, or no end to it."""
-    if not isinstance(values, Iterable):
+    if isinstance(values, str) or not isinstance(values, Iterable):
         raise NotYet(f"Expected {what}, got {kind(values)}.")
     items = list(islice(values, most + 1))
     if len(items) > most:
@@ -217,20 +250,20 @@ def _find(declared: Mapping[str, Any], name: str) -> Any:
     return declared[name]
 
 
+def _empty(value: Any) -> bool:
+    return value is ... or (isinstance(value, list | tuple) and any(part is ... for part in value))
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, bool | int | float | str) else kind(value)
+
+
 def _is_verdict(value: Any) -> bool:
     return isinstance(value, bool) or (isinstance(value, str) and value == RAISES)
 
 
-def _unfilled(guess: Any) -> bool:
-    if isinstance(guess, dict):
-        guess = list(guess.values())
-    return guess is ... or (isinstance(guess, list | tuple) and any(part is ... for part in guess))
-
-
 def _plain(value: Any, depth: int = 3) -> Any:
     """A guess as something that can be compared and looked up. Raises TypeError for anything else."""
-    if isinstance(value, dict):
-        return _plain(list(value.values()), depth)
     if isinstance(value, list | tuple) and depth:
         return tuple(_plain(part, depth - 1) for part in value)
     if isinstance(value, bool | int | float | str) or value is None:
@@ -251,7 +284,9 @@ def _short(error: Exception) -> str:
 
 
 def _line(error: Exception, answer: Any) -> str:
-    code = getattr(answer, "__code__", None) or getattr(getattr(answer, "__init__", None), "__code__", None)
+    """Where in the learner's cell: the last line of it on the way to the error."""
+    written = getattr(answer, "__dict__", {}).get("__init__", answer)  # of a class, its own __init__
+    code = getattr(written, "__code__", None)
     frames = traceback.extract_tb(error.__traceback__)
     if code is None or Path(code.co_filename).parent == Path(__file__).parent:  # a lambda of a check
         return ""

@@ -12,11 +12,11 @@ ASKED = {
     "first.weight has a gradient": True,
     "frozen.weight has a gradient": False,
     "unused.weight has a gradient": False,
-    "frozen(hidden) asks": True,
-    "frozen(torch.ones(1, 2)) asks": False,
+    "frozen(hidden).requires_grad": True,
+    "frozen(torch.ones(1, 2)).requires_grad": False,
     "hidden is a leaf": False,
-    "hidden.requires_grad = False": "raises",
-    "loss.backward() once more": "raises",
+    "hidden.requires_grad = False raises": True,
+    "a second loss.backward() raises": True,
 }
 right("who-is-asked")(ASKED)
 right("who-is-asked")(dict(reversed(ASKED.items())))
@@ -31,17 +31,17 @@ wrong("who-is-asked", "not computed from it")(
     ASKED | {"unused.weight has a gradient": True}, "Whatever asks gets a gradient, zeros if need be."
 )
 wrong("who-is-asked", "One input that asks is enough")(
-    ASKED | {"frozen(hidden) asks": False}, "What comes out of a frozen layer needs no gradient."
+    ASKED | {"frozen(hidden).requires_grad": False}, "What comes out of a frozen layer needs no gradient."
 )
-wrong("who-is-asked", "no input asks")(
-    ASKED | {"frozen(torch.ones(1, 2)) asks": True}, "What comes out of a layer always needs a gradient."
+wrong("who-is-asked", "neither the ones")(
+    ASKED | {"frozen(torch.ones(1, 2)).requires_grad": True}, "What comes out of a layer always needs a gradient."
 )
 wrong("who-is-asked", "it has a grad_fn")(ASKED | {"hidden is a leaf": True}, "A leaf is whatever I gave a name.")
 wrong("who-is-asked", "its flag follows from its inputs")(
-    ASKED | {"hidden.requires_grad = False": True}, "A flag can be set on any tensor."
+    ASKED | {"hidden.requires_grad = False raises": False}, "A flag can be set on any tensor."
 )
 wrong("who-is-asked", "freed what forward had saved")(
-    ASKED | {"loss.backward() once more": True}, "Backward can be called as often as one likes."
+    ASKED | {"a second loss.backward() raises": False}, "Backward can be called as often as one likes."
 )
 
 
@@ -63,8 +63,9 @@ def by_name_and_returned(model):
     return model
 
 
-@right("still-trains")
+@wrong("still-trains", "should still ask")
 def all_but_the_last(model):
+    """Everything before the last layer is the first."""
     model.requires_grad_(False)
     model[-1].requires_grad_(True)
 
@@ -116,7 +117,7 @@ def replaced_by_buffers(model):
     model[0].register_buffer("weight", weight)
 
 
-@wrong("still-trains", "should be the last layer's two")
+@wrong("still-trains", "should still ask")
 def the_wrong_end(model):
     """The first layer is the one nearest to the loss, as backward meets it."""
     model[2].requires_grad_(False)
@@ -176,7 +177,7 @@ def silent(model, part):
     return names
 
 
-@wrong("freeze-by-name", "frozen before, by somebody else")
+@wrong("freeze-by-name", "whatever else is frozen")
 def all_that_is_frozen(model, part):
     """What is frozen now is what I froze."""
     for name, parameter in model.named_parameters():
@@ -211,7 +212,7 @@ def only_modules(model, part):
     return [f"{part}.{name}" for name, _ in model.get_submodule(part).named_parameters()]
 
 
-@wrong("freeze-by-name", "nothing was frozen")
+@wrong("freeze-by-name", "at that depth")
 def first_level(model, part):
     """A model has its layers on one level."""
     names = []
@@ -231,3 +232,127 @@ def new_parameters(model, part):
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, nn.Parameter(torch.ones(2), requires_grad=False))
     return names
+
+
+@right("still-trains")
+def in_one_line(model):
+    return model[0].requires_grad_(False)
+
+
+@right("still-trains")
+def a_slice(model):
+    return model[:1].requires_grad_(False)
+
+
+@wrong("still-trains", "What you return is frozen")
+def a_copy(model):
+    """A function should leave its argument alone."""
+    import copy
+
+    frozen = copy.deepcopy(model)
+    frozen[0].requires_grad_(False)
+    return frozen
+
+
+@wrong("still-trains", "in place of the method")
+def the_method_overwritten(model):
+    """The flag has an underscore at its end."""
+    model[0].requires_grad_ = False
+
+
+@wrong("still-trains", "eval() freezes nothing")
+def eval_mode(model):
+    """eval() freezes a layer."""
+    model[0].eval()
+
+
+@wrong("still-trains", "0.1.weight still asks")
+def as_long_as_two(model):
+    """The first two parameters are those of the first layer."""
+    for parameter in list(model.parameters())[:2]:
+        parameter.requires_grad_(False)
+
+
+@wrong("still-trains", "should still ask")
+def by_a_zero_in_the_name(model):
+    """A name with a 0 in it is in layer 0."""
+    for name, parameter in model.named_parameters():
+        if "0" in name:
+            parameter.requires_grad_(False)
+
+
+@wrong("still-trains", "gives other gradients")
+def by_a_hook(model):
+    """A gradient of zero everywhere is the surest freeze."""
+    model[0].requires_grad_(False)
+    model[2].weight.register_hook(lambda gradient: gradient * 0)
+
+
+@wrong("still-trains", "Numbers of the model changed")
+def zeros(model):
+    """A frozen layer does nothing."""
+    model[0].requires_grad_(False)
+    for parameter in model[0].parameters():
+        parameter.data.zero_()
+
+
+@wrong("freeze-by-name", "attribute of a layer")
+def flag_of_the_part(model, part):
+    """A module has a flag."""
+    model.get_submodule(part).requires_grad = False
+    return [f"{part}.{name}" for name, _ in model.get_submodule(part).named_parameters()]
+
+
+@wrong("freeze-by-name", "but changed flags before")
+def freezes_and_then_raises(model, part):
+    """An error makes good what was done before it."""
+    names = [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+    for name, parameter in model.named_parameters():
+        if name in names or not names:
+            parameter.requires_grad = False
+    if not names:
+        raise ValueError(part)
+    return names
+
+
+@wrong("freeze-by-name", "should still ask, and is frozen")
+def anywhere_in_the_name(model, part):
+    """A part's name may stand anywhere in a parameter's."""
+    names = [name for name, _ in model.named_parameters() if f".{part}." in f".{name}."]
+    if not names:
+        raise ValueError(part)
+    for name in names:
+        model.get_parameter(name).requires_grad = False
+    return names
+
+
+@wrong("freeze-by-name", "though it was frozen before")
+def only_newly_frozen(model, part):
+    """Only what asked belongs to the part."""
+    names = [n for n, p in model.named_parameters() if p.requires_grad and f"{n}.".startswith(f"{part}.")]
+    if not names:
+        raise ValueError(part)
+    for name in names:
+        model.get_parameter(name).requires_grad = False
+    return names
+
+
+@wrong("freeze-by-name", "Only parameters of the part")
+def with_buffers(model, part):
+    """What is in the state_dict are parameters."""
+    names = [name for name in model.state_dict() if f"{name}.".startswith(f"{part}.")]
+    if not names:
+        raise ValueError(part)
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.requires_grad = False
+    return names
+
+
+@wrong("freeze-by-name", "Use return")
+def one_by_one(model, part):
+    """A function that yields has done its work."""
+    for name, parameter in model.named_parameters():
+        if f"{name}.".startswith(f"{part}."):
+            parameter.requires_grad = False
+            yield name
