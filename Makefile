@@ -17,6 +17,13 @@ test: .venv/ready ## run the tests of helpers, strict nbval over every notebook,
 test-lab: .venv/ready ## run every notebook in JupyterLab in Chromium, as a student does
 	$(PY) -m pytest -n 0 -m "lab or not lab" tests/test_lab.py $(ARGS)
 
+site: .venv/site ## build the pages to read, from the stored outputs, in build/site
+	rm -rf build/site
+	$(PY) -m sphinx -qEW --keep-going -c docs -d build/doctrees . build/site
+
+test-site: site ## open every page of it in Chromium: links, pictures, keyboard, screen readers, no request elsewhere
+	$(PY) -m tests.site
+
 save: .venv/ready ## re-execute the notebooks and write them in the one form that is committed
 	$(PY) -m tests.lessons $(ARGS)
 	$(PY) -m tests.exercises
@@ -53,4 +60,8 @@ endif
 	$(PY) -m pip install --editable '.[lessons,test,ci]'
 	@touch $@
 
-.PHONY: help lab test test-lab save lint stable mutate bench weights
+.venv/site: .venv/ready
+	$(PY) -m pip install --editable '.[site]'
+	@touch $@
+
+.PHONY: help lab test test-lab site test-site save lint stable mutate bench weights

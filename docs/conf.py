@@ -1,0 +1,69 @@
+"""Settings of the site. Its pages are read where they are: the README, the notebooks, the docstrings of helpers."""
+
+import inspect
+import shutil
+import textwrap
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+from helpers.auditing import RULES
+
+project = "Who gets a gradient?"
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+root_doc = "README"
+include_patterns = ["README.md", "CONTRIBUTING.md", "docs/*", "notebooks/**"]
+exclude_patterns = ["docs/contents.md", ".*", "**/.*", "build"]
+# Solutions repeat each exercise under the heading that it has in its lesson, where it is one level deeper.
+suppress_warnings = ["myst.header"]
+nb_execution_mode = "off"  # shown are the stored outputs, which `make test` compares
+default_role = "py:obj"  # `freeze` in a docstring is a link
+html_theme = "sphinx_book_theme"
+html_theme_options = {
+    "navbar_persistent": [],  # the search is in the sidebar
+    "use_fullscreen_button": False,
+    "footer_content_items": [],
+}
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
+html_title = project
+html_favicon = "icon.svg"
+html_static_path = html_css_files = ["site.css"]
+html_use_index = html_domain_indices = False  # the search finds what they list
+
+
+class AuditRules(SphinxDirective):
+    """A section for each rule of `audit`: its name, and what its docstring says."""
+
+    def run(self) -> list[nodes.Node]:
+        sections = [f"{name}\n{'-' * len(name)}\n\n{inspect.getdoc(rule)}" for name, rule in RULES.items()]
+        return self.parse_text_to_nodes("\n\n".join(sections), allow_section_headings=True)
+
+
+def append_contents(app, docname, source):
+    """Sphinx wants the list of all pages in the first one, and on its own the README has no use for it."""
+    if docname == root_doc:
+        source[0] += Path(app.confdir, "contents.md").read_text("utf-8")
+
+
+def describe_pictures(app, doctree):
+    """A picture's alternative text is the beginning of its words, which the notebook prints in full below it."""
+    for bundle in doctree.findall(nodes.container):
+        if bundle.get("nb_element") == "mime_bundle":  # one output in several forms
+            words = next((form.astext() for form in bundle if form["mime_type"] == "text/plain"), "")
+            beginning = textwrap.shorten(" ".join(words.splitlines()[:2]), 120, placeholder=" ...")
+            for picture in bundle.findall(nodes.image):
+                picture["alt"] = f"{beginning} (in words below)"
+
+
+def name_start_page(app, error):
+    """The folder's own address shows the README."""
+    if not error:
+        shutil.copy(Path(app.outdir, "README.html"), Path(app.outdir, "index.html"))
+
+
+def setup(app):
+    app.add_directive("audit-rules", AuditRules)
+    app.connect("source-read", append_contents)
+    app.connect("doctree-read", describe_pictures)
+    app.connect("build-finished", name_start_page)
