@@ -40,6 +40,9 @@ stable: .venv/ready ## compare the lessons' outputs with two threads, and with p
 	ATEN_CPU_CAPABILITY=default $(PY) -m pytest notebooks
 	ATEN_CPU_CAPABILITY=avx2 $(PY) -m pytest notebooks
 
+matrix: .venv/ready ## run everything on the oldest and newest versions, other threads, instruction sets and settings
+	$(PY) -m tests.matrix $(ARGS)
+
 mutate: .venv/ready ## delete or flip statements of the lessons at random, and print what no output noticed
 	$(PY) -m tests.mutate $(ARGS)
 
@@ -64,4 +67,4 @@ endif
 	$(PY) -m pip install --editable '.[site]'
 	@touch $@
 
-.PHONY: help lab test test-lab site test-site save lint stable mutate bench weights
+.PHONY: help lab test test-lab site test-site save lint stable matrix mutate bench weights

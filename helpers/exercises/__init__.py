@@ -128,7 +128,7 @@ class Lesson:
         self._standing[name] = standing
         print(f"{name}: {standing}")
         if sentence:
-            print(textwrap.fill(sentence, 100))
+            print(textwrap.fill(sentence, 88))
 
 
 def run(answer: Any, *args: Any, **kwargs: Any) -> Any:
