@@ -72,6 +72,10 @@ def switches_recording_off(*args, **kwargs):
     torch.set_grad_enabled(False)
 
 
+def moves_to_meta(*args, **kwargs):
+    torch.set_default_device("meta")
+
+
 def makes_double_the_default(*args, **kwargs):
     torch.set_default_dtype(torch.float64)
 
@@ -99,6 +103,7 @@ HOSTILE = {
     "a recursion": calls_itself,
     "recording off": switches_recording_off,
     "another dtype": makes_double_the_default,
+    "another device": moves_to_meta,
     "a coroutine": waits,
     "a module in itself": lambda *args, **kwargs: setattr(args[0], "again", args[0]) if args else None,
     "a dict": {},
@@ -182,7 +187,7 @@ def said(name, call, *args):
 @pytest.fixture
 def lesson():
     made = Lesson()
-    made.prediction("guess", {(True, True): "Both was a belief."})
+    made.prediction("guess", {(True, True): "Both was a belief."}, otherwise="Look at the first.")
 
     @made.exercise("sum", follows="So it is.")
     def _(answer):
@@ -200,9 +205,11 @@ def lesson():
         ([True, ...], "not yet", "A part of it is still to fill in."),
         ([True, False], "right", ""),
         ((True, False), "right", ""),
+        ((1, 0), "not yet", "Your guess (1, 0) has not the form of what was seen: [True, False]."),
+        (list(torch.tensor([True, False])), "right", ""),
         ({"a": True, "b": False}, "not yet", "A guess has the form of [True, False]; yours is a dict."),
         ([True, True], "not yet", "You said [True, True], the run says [True, False]. Both was a belief."),
-        ([False, False], "not yet", "You said [False, False], the run says [True, False]."),
+        ([False, False], "not yet", "You said [False, False], the run says [True, False]. Look at the first."),
         (True, "not yet", "Your guess True has not the form of what was seen: [True, False]."),
         (
             ["True", "False"],
@@ -241,6 +248,17 @@ def test_an_error_is_told_with_its_line(lesson):
     assert said("sum", lesson.check, "sum", answer_with_a_slip) == ("not yet", told)
 
 
+def test_a_check_works_wherever_it_is_called(lesson):
+    with torch.inference_mode():
+        standing, _ = said(
+            "sum",
+            lesson.check,
+            "sum",
+            lambda a, b: (torch.ones(1, requires_grad=True) * (a + b)).sum().backward() or a + b,
+        )
+    assert standing == "right"
+
+
 def test_a_module_without_forward_was_attempted(lesson):
     standing, sentence = said("sum", lesson.check, "sum", nn.Module())
     assert standing == "not yet" and "NotImplementedError: Module" in sentence
@@ -255,8 +273,8 @@ def test_a_module_without_forward_was_attempted(lesson):
         ({"a": True, "n": ...}, "Still to fill in: 'n'."),
         ({"a": "True", "n": 1}, "Row 'a' takes True or False; yours is 'True'."),
         ({"a": True, "n": True}, "Row 'n' takes an int; yours is True."),
-        ({"a": False, "n": 2}, "Right in 0 of 2 rows. Both belong to it."),
-        ({"a": True, "n": 3}, "Right in 1 of 2 rows. Look again at 'n'."),
+        ({"a": False, "n": 2}, "Right in 0 of 2 rows. 'n': Both belong to it."),
+        ({"a": True, "n": 3}, "Right in 1 of 2 rows. 'n': Look again."),
     ],
 )
 def test_a_table(answer, sentence):

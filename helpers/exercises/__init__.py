@@ -31,7 +31,6 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,6 +53,7 @@ class Lesson:
     def __init__(self) -> None:
         self.exercises: dict[str, tuple[Callable[[Any], None], str]] = {}
         self.predictions: dict[str, dict[Any, str]] = {}
+        self._otherwise: dict[str, str] = {}
         self._standing: dict[str, str] = {}
 
     def exercise(self, name: str, follows: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
@@ -65,9 +65,13 @@ class Lesson:
 
         return register
 
-    def prediction(self, name: str, beliefs: Mapping[Any, str]) -> None:
-        """Declare prediction ``name``, with a sentence for each wrong guess that shows a belief. Lists as tuples."""
+    def prediction(self, name: str, beliefs: Mapping[Any, str], otherwise: str = "") -> None:
+        """Declare prediction ``name``, with a sentence for each wrong guess that shows a belief. Lists as tuples.
+
+        Any other wrong guess gets ``otherwise``: what to look at.
+        """
         self.predictions[name] = {_plain(guess): belief for guess, belief in beliefs.items()}
+        self._otherwise[name] = otherwise
 
     def check(self, name: str, answer: Any) -> None:
         """Print in a line how the answer to exercise ``name`` stands, and in a sentence why, or what follows.
@@ -92,11 +96,12 @@ class Lesson:
                 given = _plain(guess)
             except TypeError:
                 raise NotYet(f"A guess has the form of {seen!r}; yours is {kind(guess)}.") from None
-            if given == _plain(seen):
-                return
-            if given not in beliefs and not _alike(given, _plain(seen)):
+            belief = next((told for wrong, told in beliefs.items() if wrong == given and _alike(wrong, given)), None)
+            if not belief and not _alike(given, _plain(seen)):
                 raise NotYet(f"Your guess {guess!r} has not the form of what was seen: {seen!r}.")
-            raise NotYet(f"You said {guess!r}, the run says {seen!r}. {beliefs.get(given, '')}".strip())
+            if belief or given != _plain(seen):
+                why = belief or self._otherwise[name]
+                raise NotYet(f"You said {guess!r}, the run says {seen!r}. {why}".strip())
 
         self._tell(name, examine, "")
 
@@ -110,7 +115,7 @@ class Lesson:
     def _tell(self, name: str, examine: Callable[[], None], follows: str) -> None:
         before = _settings()
         try:
-            with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
                 torch.manual_seed(0)
                 examine()
             standing, sentence = "right", follows
@@ -168,18 +173,18 @@ def run(answer: Any, *args: Any, **kwargs: Any) -> Any:
         )
     if inspect.iscoroutine(result):
         result.close()
-    if inspect.iscoroutinefunction(answer) or inspect.isgeneratorfunction(inspect.unwrap(answer)):
+    if _is_own(answer) and (inspect.iscoroutinefunction(answer) or inspect.isgeneratorfunction(answer)):
         raise NotYet("Your function has not run: with yield or async it waits to be asked. Use return.")
     return result
 
 
 def _settings() -> dict[str, Any]:
     """What an answer could leave changed for everything after it."""
-    anomaly = torch.is_anomaly_enabled()
     return {
         "gradient mode": torch.is_grad_enabled(),
         "default dtype": torch.get_default_dtype(),
-        "anomaly mode": anomaly,
+        "default device": torch.get_default_device(),
+        "anomaly mode": torch.is_anomaly_enabled(),
     }
 
 
@@ -187,6 +192,8 @@ def _restore(settings: dict[str, Any]) -> None:
     torch.set_grad_enabled(settings["gradient mode"])
     torch.set_default_dtype(settings["default dtype"])
     torch.autograd.set_detect_anomaly(settings["anomaly mode"])
+    if torch.get_default_device() != settings["default device"]:  # once set, it slows every call
+        torch.set_default_device(settings["default device"])
 
 
 def table(answer: Any, seen: Mapping[str, Any], beliefs: Mapping[tuple[str, Any], str]) -> None:
@@ -199,6 +206,7 @@ def table(answer: Any, seen: Mapping[str, Any], beliefs: Mapping[tuple[str, Any]
     for told, rows in (("without", missing), ("with", unknown)):
         if rows:
             raise NotYet(f"Keep the rows of the table as they were; yours is {told} {', '.join(map(repr, rows))}.")
+    answer = {row: _scalar(value) for row, value in answer.items()}
     empty = [row for row, value in answer.items() if _empty(value)]
     if len(empty) == len(seen):
         raise NotAttempted
@@ -211,9 +219,9 @@ def table(answer: Any, seen: Mapping[str, Any], beliefs: Mapping[tuple[str, Any]
             raise NotYet(f"Row {row!r} takes {form}; yours is {_shown(value)}.")
     wrong = [row for row in seen if answer[row] != seen[row]]
     if wrong:
-        belief = next((beliefs[row, answer[row]] for row in wrong if (row, answer[row]) in beliefs), None)
-        sentence = belief or f"Look again at {wrong[0]!r}."
-        raise NotYet(f"Right in {len(seen) - len(wrong)} of {len(seen)} rows. {sentence}")
+        row = next((row for row in wrong if (row, answer[row]) in beliefs), wrong[0])
+        sentence = beliefs.get((row, answer[row]), "Look again.")
+        raise NotYet(f"Right in {len(seen) - len(wrong)} of {len(seen)} rows. {row!r}: {sentence}")
 
 
 def taken(values: Any, what: str, most: int = 10_000) -> list[Any]:
@@ -267,9 +275,15 @@ def _plain(value: Any, depth: int = 3) -> Any:
     """A guess as something that can be compared and looked up. Raises TypeError for anything else."""
     if isinstance(value, list | tuple) and depth:
         return tuple(_plain(part, depth - 1) for part in value)
+    value = _scalar(value)
     if isinstance(value, bool | int | float | str) or value is None:
-        return value
+        return value.strip().lower() if isinstance(value, str) else value
     raise TypeError(type(value).__name__)
+
+
+def _scalar(value: Any) -> Any:
+    """Numbers of NumPy and torch as Python's."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
 def _alike(one: Any, other: Any) -> bool:
@@ -281,7 +295,8 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {textwrap.shorten(str(error), 150, placeholder=' ...')}".rstrip(": ").rstrip(".")
+    said = textwrap.shorten(str(error).rstrip(". \n"), 150, placeholder=" ...")
+    return f"{type(error).__name__}: {said}".rstrip(": ")
 
 
 def _line(error: Exception, answer: Any) -> str:
@@ -289,7 +304,10 @@ def _line(error: Exception, answer: Any) -> str:
     written = getattr(answer, "__dict__", {}).get("__init__", answer)  # of a class, its own __init__
     code = getattr(written, "__code__", None)
     frames = traceback.extract_tb(error.__traceback__)
-    if code is None or Path(code.co_filename).parent == Path(__file__).parent:  # a lambda of a check
-        return ""
-    lines = [frame.lineno for frame in frames if frame.filename == code.co_filename]
-    return f" in line {lines[-1]} of your cell" if lines else ""
+    lines = [frame.lineno for frame in frames if code and frame.filename == code.co_filename]
+    return f" in line {lines[-1]} of your cell" if lines and _is_own(answer) else ""
+
+
+def _is_own(answer: Any) -> bool:
+    """Whether the learner wrote it: a check may also run a method of torch, or a lambda, on what an answer gave."""
+    return (getattr(answer, "__module__", None) or "").partition(".")[0] not in ("torch", "helpers")
