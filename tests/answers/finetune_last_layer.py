@@ -1,0 +1,366 @@
+"""Answers to the exercises of the lesson on fine-tuning the last layer."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from helpers import cache_features, freeze
+from tests.exercises import Answers
+
+answers = Answers()
+right, wrong = answers.right, answers.wrong
+
+MOVES = {
+    "train(): bn1.weight": False,
+    "train(): bn1.running_var": True,
+    "eval(): fc.weight": True,
+    "eval(), then train(): bn1.running_mean": True,
+    "freeze, then train(): bn1.running_mean": False,
+    "old optimizer, eval(): fc.weight": False,
+    "all, decay, eval(): conv1.weight": False,
+    "flags last, eval(): fc.weight": "raises",
+}
+right("which-entries-move")(MOVES)
+right("which-entries-move")(dict(reversed(MOVES.items())))
+right("which-entries-move")({**MOVES})
+wrong("which-entries-move", "frozen, it gets no gradient")(
+    MOVES | {"train(): bn1.weight": True}, "In train mode all of a BatchNorm layer moves."
+)
+wrong("which-entries-move", "No flag reaches a buffer")(
+    MOVES | {"train(): bn1.running_var": False, "eval(), then train(): bn1.running_mean": False},
+    "Frozen is frozen: the flag holds all of a layer.",
+)
+wrong("which-entries-move", "switches off no gradient")(
+    MOVES | {"eval(): fc.weight": False}, "Nothing is trained in eval mode."
+)
+wrong("which-entries-move", "undoes the eval() before")(
+    MOVES | {"eval(), then train(): bn1.running_mean": False}, "A layer in eval mode stays there until I change it."
+)
+wrong("which-entries-move", "whoever calls train()")(
+    MOVES | {"freeze, then train(): bn1.running_mean": True}, "train() undoes every freezing."
+)
+wrong("which-entries-move", "so it holds the old one")(
+    MOVES | {"old optimizer, eval(): fc.weight": True}, "An optimizer finds parameters by their names."
+)
+wrong("which-entries-move", "what has none the optimizer skips")(
+    MOVES | {"all, decay, eval(): conv1.weight": True}, "Weight decay needs no gradient."
+)
+wrong("which-entries-move", "Does backward() pass?")(
+    MOVES | {"flags last, eval(): fc.weight": False}, "With everything frozen a step does nothing."
+)
+wrong("which-entries-move", "it is frozen with the rest")(
+    MOVES | {"flags last, eval(): fc.weight": True}, "The order of freezing and replacing does not matter."
+)
+
+
+def epochs(model, optimizer, batches, number=2):
+    """The loop of the exercise, in the mode that the model is in."""
+    for _ in range(number):
+        for images, labels in batches:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+
+
+@right("drifting-backbone")
+def eval_mode(model, optimizer, batches):
+    model.eval()
+    epochs(model, optimizer, batches)
+
+
+@right("drifting-backbone")
+def norms_back_each_epoch(model, optimizer, batches):
+    for _ in range(2):
+        model.train()
+        for part in model.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.eval()
+        epochs(model, optimizer, batches, 1)
+
+
+@right("drifting-backbone")
+def held_by_freeze(model, optimizer, batches):
+    freeze(model, "[!f]*")
+    for _ in range(2):
+        model.train()
+        epochs(model, optimizer, batches, 1)
+
+
+@right("drifting-backbone")
+def override_on_the_instance(model, optimizer, batches):
+    model.train = lambda mode=True: type(model).train(model, False)
+    for _ in range(2):
+        model.train()
+        epochs(model, optimizer, batches, 1)
+
+
+@right("drifting-backbone")
+def cached(model, optimizer, batches):
+    head, model.fc = model.fc, nn.Identity()
+    with torch.no_grad():
+        features = [(model.eval()(images), labels) for images, labels in batches]
+    model.fc = head
+    epochs(head, optimizer, features)
+
+
+@right("drifting-backbone")
+def a_twin_gives_the_features(model, optimizer, batches):
+    backbone = copy.deepcopy(model).eval()
+    backbone.fc = nn.Identity()
+    epochs(nn.Sequential(backbone, model.fc), optimizer, batches)
+
+
+@right("drifting-backbone")
+def functional_norms(model, optimizer, batches):
+    for name, part in model.named_children():
+        if name != "fc":
+            part.eval()
+            part.train = lambda mode=True: None
+    model.train()
+    epochs(model, optimizer, batches)
+
+
+@wrong("drifting-backbone", "neither a flag nor an optimizer stops them")
+def flags_once_more(model, optimizer, batches):
+    """What drifts is not frozen well enough."""
+    for _ in range(2):
+        model.train()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith("fc."))
+        epochs(model, optimizer, batches, 1)
+
+
+@wrong("drifting-backbone", "neither a flag nor an optimizer stops them")
+def eval_only_before(model, optimizer, batches):
+    """eval() lasts until the end of training."""
+    model.eval()
+    for _ in range(2):
+        model.train()
+        epochs(model, optimizer, batches, 1)
+
+
+@wrong("drifting-backbone", "neither a flag nor an optimizer stops them")
+def under_no_grad(model, optimizer, batches):
+    """no_grad keeps a forward pass from changing anything."""
+    head, model.fc = model.fc, nn.Identity()
+    model.train()
+    with torch.no_grad():
+        features = [(model(images), labels) for images, labels in batches]
+    model.fc = head
+    epochs(head, optimizer, features)
+
+
+@wrong("drifting-backbone", "norm layers in every block")
+def first_norm_only(model, optimizer, batches):
+    """The network has one BatchNorm layer, bn1."""
+    for _ in range(2):
+        model.train()
+        model.bn1.eval()
+        epochs(model, optimizer, batches, 1)
+
+
+@wrong("drifting-backbone", "momentum=0 keeps their averages")
+def momentum_zero(model, optimizer, batches):
+    """A BatchNorm layer without momentum is frozen."""
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 0.0
+    model.train()
+    epochs(model, optimizer, batches)
+
+
+@wrong("drifting-backbone", "normalized by the batch at hand")
+def no_tracking(model, optimizer, batches):
+    """A BatchNorm layer that tracks nothing is frozen."""
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.track_running_stats = False
+    model.train()
+    epochs(model, optimizer, batches)
+
+
+@wrong("drifting-backbone", "normalized by the batch at hand")
+def put_back_afterwards(model, optimizer, batches):
+    """Only what is there in the end counts."""
+    before = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("fc.")}
+    model.train()
+    epochs(model, optimizer, batches)
+    model.load_state_dict(before, strict=False)
+
+
+@wrong("drifting-backbone", "came or went")
+def without_statistics(model, optimizer, batches):
+    """Without running statistics nothing can drift."""
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean = part.running_var = part.num_batches_tracked = None
+    model.train()
+    epochs(model, optimizer, batches)
+
+
+@wrong("drifting-backbone", "and so does the head")
+def nothing_is_trained(model, optimizer, batches):
+    """In eval mode nothing is trained, so no step is needed."""
+    model.eval()
+    for images, _ in batches:
+        model(images)
+
+
+@wrong("drifting-backbone", "one epoch of the two")
+def one_epoch(model, optimizer, batches):
+    """train() is what makes it drift in the second epoch, so one must do."""
+    model.eval()
+    epochs(model, optimizer, batches, 1)
+
+
+@wrong("drifting-backbone", "to be model.fc in the end")
+def head_left_out(model, optimizer, batches):
+    """A layer that was taken out of a model is still in it."""
+    head, model.fc = model.fc, nn.Identity()
+    model.eval()
+    epochs(head, optimizer, [(model(images), labels) for images, labels in batches])
+
+
+@wrong("drifting-backbone", "does not require grad")
+def frozen_with_the_head(model, optimizer, batches):
+    """freeze() without names leaves the head alone."""
+    freeze(model)
+    epochs(model, optimizer, batches)
+
+
+def steps(head, features, labels, optimizer, number):
+    """Steps on all images at once."""
+    for _ in range(number):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(head(features), labels).backward()
+        optimizer.step()
+
+
+@right("head-for-new-digits")
+def as_in_the_lesson(model, train):
+    model.requires_grad_(False).eval()
+    model.fc = nn.Linear(model.fc.in_features, 5)
+    optimizer = torch.optim.SGD(model.fc.parameters(), lr=1e-2, momentum=0.9)
+    images, labels = train.tensors
+    for _ in range(60):
+        batch = torch.randint(len(labels), (16,))
+        steps(model, images[batch], labels[batch], optimizer, 1)
+
+
+@right("head-for-new-digits")
+def on_cached_features(model, train):
+    freeze(model)
+    model.fc = nn.Identity()
+    features, labels = cache_features(model, DataLoader(train, batch_size=50)).tensors
+    model.fc = nn.Linear(64, 5)
+    steps(model.fc, features, labels, torch.optim.Adam(model.fc.parameters(), lr=1e-2), 200)
+
+
+@right("head-for-new-digits")
+def nothing_frozen_but_only_the_head_held(model, train):
+    model.fc = nn.Linear(64, 5)
+    model.eval()
+    steps(model, *train.tensors, torch.optim.Adam(model.fc.parameters(), lr=1e-2), 40)
+    return model
+
+
+@right("head-for-new-digits")
+def least_squares(model, train):
+    images, labels = train.tensors
+    model.fc = nn.Identity()
+    with torch.no_grad():
+        features = model.eval()(images)
+        model.fc = nn.Linear(64, 5, bias=False)
+        wanted = nn.functional.one_hot(labels, 5).to(features.dtype)
+        within = features.T @ features + torch.eye(64)
+        model.fc.weight.copy_(torch.linalg.solve(within, features.T @ wanted).T)
+
+
+@right("head-for-new-digits")
+def two_layers(model, train):
+    freeze(model)
+    model.fc = nn.Sequential(nn.Dropout(0.2), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 5))
+    model.train()
+    steps(model, *train.tensors, torch.optim.Adam(model.fc.parameters(), lr=1e-2), 60)
+
+
+@wrong("head-for-new-digits", "They are buffers")
+def in_train_mode(model, train):
+    """Flags off is frozen."""
+    model.requires_grad_(False)
+    model.fc = nn.Linear(64, 5)
+    model.train()
+    steps(model, *train.tensors, torch.optim.SGD(model.fc.parameters(), lr=1e-2, momentum=0.9), 60)
+
+
+@wrong("head-for-new-digits", "A parameter moves if it gets a gradient")
+def not_frozen(model, train):
+    """A pretrained network is frozen as it comes."""
+    model.fc = nn.Linear(64, 5)
+    model.eval()
+    steps(model, *train.tensors, torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9), 30)
+
+
+@wrong("head-for-new-digits", "The model guesses")
+def optimizer_first(model, train):
+    """The optimizer follows the model."""
+    freeze(model)
+    optimizer = torch.optim.SGD(model.fc.parameters(), lr=1e-2, momentum=0.9)
+    model.fc = nn.Linear(64, 5)
+    steps(model, *train.tensors, optimizer, 60)
+
+
+@wrong("head-for-new-digits", "does not require grad")
+def frozen_last(model, train):
+    """The new head is not part of what freeze() freezes."""
+    model.fc = nn.Linear(64, 5)
+    freeze(model)
+    steps(model, *train.tensors, torch.optim.SGD(model.fc.parameters(), lr=1e-2, momentum=0.9), 60)
+
+
+@wrong("head-for-new-digits", "take more or larger steps")
+def too_few(model, train):
+    """A head on ready features is trained in a few steps of any size."""
+    freeze(model)
+    model.fc = nn.Linear(64, 5)
+    steps(model, *train.tensors, torch.optim.SGD(model.fc.parameters(), lr=1e-2), 25)
+
+
+@wrong("head-for-new-digits", "Change it, and not a copy")
+def a_copy(model, train):
+    """A function should return a new model and leave the old one alone."""
+    model = copy.deepcopy(model)
+    freeze(model)
+    model.fc = nn.Linear(64, 5)
+    steps(model, *train.tensors, torch.optim.SGD(model.fc.parameters(), lr=1e-2, momentum=0.9), 60)
+    return model
+
+
+@wrong("head-for-new-digits", "still has its old head")
+def the_head_in_another_network(model, train):
+    """A head behind the backbone is a part of the backbone's model."""
+    freeze(model)
+    with_head = nn.Sequential(model, nn.Linear(5, 5))
+    steps(with_head, *train.tensors, torch.optim.Adam(with_head[1].parameters(), lr=1e-2), 60)
+
+
+@wrong("head-for-new-digits", "not finite")
+def logarithm_of_softmax(model, train):
+    """cross_entropy is the logarithm of softmax, so it may be written out, with steps of any size."""
+    freeze(model)
+    model.fc = nn.Linear(64, 5)
+    images, labels = train.tensors
+    optimizer = torch.optim.SGD(model.fc.parameters(), lr=100.0)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (-model(images).softmax(1)[range(len(labels)), labels].log().mean()).backward()
+        optimizer.step()
+
+
+@wrong("head-for-new-digits", "work on copies")
+def images_changed(model, train):
+    """The images are mine."""
+    train.tensors[0].mul_(2).sub_(1)
+    as_in_the_lesson(model, train)
