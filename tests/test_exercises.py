@@ -272,7 +272,7 @@ def test_a_module_without_forward_was_attempted(lesson):
         ({"a": True, "n": 1, "m": 1}, "Keep the rows of the table as they were; yours is with 'm'."),
         ({"a": True, "n": ...}, "Still to fill in: 'n'."),
         ({"a": "True", "n": 1}, "Row 'a' takes True or False; yours is 'True'."),
-        ({"a": True, "n": True}, "Row 'n' takes an int; yours is True."),
+        ({"a": True, "n": True}, "Row 'n' takes a number; yours is True."),
         ({"a": False, "n": 2}, "Right in 0 of 2 rows. 'n': Both belong to it."),
         ({"a": True, "n": 3}, "Right in 1 of 2 rows. 'n': Look again."),
     ],

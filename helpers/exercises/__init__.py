@@ -215,7 +215,7 @@ def table(answer: Any, seen: Mapping[str, Any], beliefs: Mapping[tuple[str, Any]
     for row, value in answer.items():
         if not (_is_verdict(value) if _is_verdict(seen[row]) else _alike(value, seen[row])):
             verdicts = 'True, False or "raises" (quotes only there)' if RAISES in seen.values() else "True or False"
-            form = verdicts if _is_verdict(seen[row]) else kind(seen[row])
+            form = verdicts if _is_verdict(seen[row]) else _form(seen[row])
             raise NotYet(f"Row {row!r} takes {form}; yours is {_shown(value)}.")
     wrong = [row for row in seen if answer[row] != seen[row]]
     if wrong:
@@ -265,6 +265,10 @@ def _empty(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     return repr(value) if isinstance(value, bool | int | float | str) else kind(value)
+
+
+def _form(value: Any) -> str:
+    return "a number" if isinstance(value, int | float) else kind(value)
 
 
 def _is_verdict(value: Any) -> bool:

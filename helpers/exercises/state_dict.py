@@ -1,6 +1,7 @@
 """The exercises and predictions of the lesson on ``state_dict``."""
 
 import copy
+import operator
 import re
 from collections import OrderedDict
 
@@ -17,14 +18,21 @@ lesson.prediction(
     {
         (False, True): "You took the entry for the parameter. It is another tensor, with a flag of its own.",
         (None, True): "You let the state_dict hold what is trained. It holds what belongs to the model, frozen or not.",
-        (True, True): "The entries are not new parameters, which would ask. Look at the printed flags: who asks?",
+        (True, True): "A new parameter asks, but an entry is no parameter. All flags in it are False.",
+        (True, False): "To freeze turns a flag off. And an entry is another tensor, with a flag of its own: False.",
         (None, False): "Frozen parameters belong to the model, too: their names are there.",
+        (None, None): "Parameters belong to the model, frozen or not: their names are there.",
     },
 )
 lesson.prediction(
     "write",
     {
         (True, True, True, True): "The memory is shared, not the dictionary: a new tensor in it is no write.",
+        (True, True, True, False): "An entry that gets another tensor is replaced: that is no write into memory.",
+        (True, False, True, True): "a = a + 1 makes a new tensor and replaces the entry: that is no write into memory.",
+        (True, False, False, True): "It is += that writes in place on a tensor. a = a + 1 makes a new one.",
+        (True, True, False, False): "On a tensor += writes in place. A new tensor for an entry is no write.",
+        (False, False, True, True): "Freezing protects no value. And a = a + 1 makes a new tensor: no write.",
         (True, False, False, False): "On a tensor += writes in place: it is not the same as a = a + 1.",
         (False, False, True, False): "Freezing protects no value: the flag only says that no gradient is asked for.",
         (False, True, True, True): "Freezing protects no value: the flag only says that no gradient is asked for.",
@@ -55,6 +63,8 @@ lesson.prediction(
         (0, 2): "You let the flags come with the values. They are not stored: who receives keeps its own.",
         (4, 4): "Loading turns no flag on: half was frozen in part before, and stays so.",
         (2, 2): "Each model keeps its own flags: in fresh nothing was ever frozen.",
+        (2, 4): "It is the other way round: in half, two parameters were frozen before; in fresh, none.",
+        (4, 0): "In half only body was frozen, which has two of the four parameters.",
     },
 )
 lesson.prediction(
@@ -64,6 +74,9 @@ lesson.prediction(
         (False, True, True, True, True): "The mark is an attribute of the dictionary: which copies keep attributes?",
         (False, True, False, True, True): "The mark is no tensor: memory of its own does not take it off.",
         (False, False, True, True, True): "torch.save writes the attributes of the dictionary into the file, too.",
+        (False, True, True, False, True): "deepcopy copies the attributes of the dictionary, too: the mark is one.",
+        (True, False, True, False, True): "Each copy has the mark from the entries themselves: they have it first.",
+        (False, False, False, False, False): "The mark is on one dictionary. dict() and state_dict() make new ones.",
         (False, False, False, False, True): "dict() makes a plain dictionary, without the attributes of the other.",
         (False, False, True, False, False): "Each call of state_dict() makes a new dictionary, without a mark.",
     },
@@ -120,27 +133,47 @@ def shared_or_not(answer):
     "statistics of another would be a model that nobody validated.",
 )
 def best_epoch(answer):
-    for losses in ([40.0, 12.0, 7.0, 9.0, 8.0, 11.0], [0.9, 0.4, 0.6, 0.2, 0.3, 0.5], [-1.0, 2.0, 1.0], [3.0, 2.0]):
+    for losses in _LOSSES:
         model = nn.Sequential(OrderedDict(norm=nn.BatchNorm1d(2), first=nn.Linear(2, 3), last=nn.Linear(3, 1)))
         model.get_parameter("last.bias").requires_grad_(False)  # by somebody before
-        flags, train = _flags(model), _Epochs(model, losses)
-        given = run(answer, model, train, len(losses))
+        manner, train = _manner(model), _Epochs(model, losses)
+        try:
+            given = run(answer, model, train, len(losses))
+        except NotYet as reason:
+            if "_Epochs" in str(reason):
+                raise NotYet(
+                    "train is called as train(model), and your function as answer(model, train, epochs): was train "
+                    f"given no model? {str(reason).replace('_Epochs', 'train')}"
+                ) from None
+            raise NotYet(f"With losses {losses}: {reason}" if reason.__cause__ else str(reason)) from None
         if train.faults:
             raise NotYet(train.faults[0])
         if len(train.after) != len(losses) + 1:
             raise NotYet(f"train was called {len(train.after) - 1} times, and {len(losses)} epochs were asked for.")
         _is_of_the_best(model, train, given)
-        if _flags(model) != flags:
-            raise NotYet("The values are right. But names or flags changed, and only values were to be restored.")
+        if changed := _changed(manner, _manner(model) | {"mode": manner["mode"]}):
+            raise NotYet(
+                f"The values are right. But the model's {changed} changed, and only values were to be restored."
+            )
         restored = _values(model)
         train.step()
         moved = _values(model)
-        still = [name for name, asks in flags.items() if asks and torch.equal(moved[name], restored[name])]
+        still = [name for name, asks in manner["flags"].items() if asks and torch.equal(moved[name], restored[name])]
         if still:
             raise NotYet(
                 f"The values are right, but another epoch does not move {still[0]}: the optimizer holds other "
                 "parameters than the model has now. Copy values into those that are there."
             )
+
+
+_LOSSES = (
+    [40.0, 12.0, 7.0, 9.0, 8.0, 11.0],
+    [0.52, 0.53, 0.51, 0.54],
+    [3e6, 2e6, 5e6, 6e6],
+    [1.0, -2.0, 0.5, 0.6],
+    [-1.0, 2.0, 1.0],
+    [3.0, 2.0],
+)
 
 
 class _Epochs:
@@ -152,7 +185,7 @@ class _Epochs:
 
     def __call__(self, model):
         if len(self.after) > 100:
-            raise RuntimeError("train was called a hundred times: your loop does not end")
+            raise NotYet("train was called a hundred times. Your loop does not end: it is to run epochs times.")
         if model is not self.model:
             self.faults.append(f"train was given {kind(model)} that is not the model: its optimizer has this one only.")
         elif _differ(self.after[-1], _values(model)):
@@ -198,8 +231,8 @@ def _is_of_the_best(model, train, given):
             "Those are the values with which the best epoch began. Its loss belongs to those after train(model)."
         )
     if epoch is not None:
-        loss = f", with loss {losses[epoch - 1]}" if epoch else ""
-        raise NotYet(f"The model is that of epoch {epoch}{loss}. The lowest of all losses is that of {best_is}.")
+        found = f"that of epoch {epoch}, with loss {losses[epoch - 1]}" if epoch else "as before the first epoch"
+        raise NotYet(f"The model is {found}. The lowest of all losses is that of {best_is}.")
     if wrong == ["norm.num_batches_tracked"]:
         raise NotYet(
             "norm.num_batches_tracked is not that of the best epoch: an integer, and a buffer like the others."
@@ -208,7 +241,10 @@ def _is_of_the_best(model, train, given):
         raise NotYet(f"The parameters are those of the best epoch. The buffers are not: look at {', '.join(wrong)}.")
     if set(wrong) <= set(parameters):
         raise NotYet(f"The buffers are those of the best epoch. The parameters are not: look at {wrong[0]}.")
-    raise NotYet(f"{wrong[0]} has not the value that it had after {best_is}.")
+    raise NotYet(
+        f"{wrong[0]} has not the value that it had after {best_is}, and the model is that of no epoch of this call. "
+        "Does your code keep something from an earlier call, or change what it keeps?"
+    )
 
 
 @lesson.exercise(
@@ -217,34 +253,50 @@ def _is_of_the_best(model, train, given):
     "error, what it held before.",
 )
 def load_backbone(answer):
-    for head, old_classes, prefix in (("fc", 2, ""), ("fc", 5, "module."), ("head", None, "module."), ("head", 2, "")):
-        saved, model = _saved(head, old_classes, prefix), _network(head, 5)
-        before, objects, flags = _values(model), dict(model.named_parameters()), _flags(model)
-        given_names, copies = list(saved), copy.deepcopy(saved)
-        given = _run_where_all_fits(answer, head, prefix, model, saved)
-        _is_loaded(head, prefix, saved, model, before, given)
-        if list(saved) != given_names or _differ(copies, saved):
-            raise NotYet(
-                "The model is right, but saved was changed. Write the new names into a dictionary of your own."
-            )
-        after = dict(model.named_parameters())
-        if after.keys() != objects.keys() or any(after[name] is not objects[name] for name in after):
-            raise NotYet(
-                "The values are right, but the model has other Parameter objects: an optimizer built before would hold "
-                "the old ones. Copy values into those that are there."
-            )
-        if _flags(model) != flags:
-            raise NotYet("The values are right, but flags changed: layer1.bias was frozen, and nothing else.")
-        with torch.no_grad():
-            for tensor in _tensors(model).values():
-                tensor.add_(1)
-        if _differ(copies, saved):
-            raise NotYet("The values are right, but in the memory of saved: training the model would change saved.")
+    small, wide = nn.Linear(2, 2), nn.Linear(2, 5)
+    deep = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 5))
+    cases = [("fc", small, ""), ("fc", wide, "module."), ("head", None, "module."), ("classifier", deep, "")]
+    for head, old, prefix in cases:
+        _loads(answer, head, prefix, _saved(head, old, prefix))
+    saved = _network("fc", small).state_dict()
+    _network("fc", small).load_state_dict(saved, assign=True)
+    _loads(answer, "fc", "", saved, marked=True)
     for fault, change in _FAULTS.items():
         for prefix in ("", "module."):
-            saved, model = _saved("fc", 2, prefix), _network("fc", 5)
+            saved, model = _saved("fc", small, prefix), _network("fc", wide)
             change(saved, prefix)
             _is_refused(answer, saved, model, fault)
+
+
+def _loads(answer, head, prefix, saved, marked=False):
+    """Raise `NotYet` if the backbone in ``saved`` is not all that a model gets."""
+    model = _network(head, nn.Linear(2, 5))
+    before, objects, manner = _values(model), list(model.parameters()), _manner(model)
+    copies = copy.deepcopy(saved)
+    given = _run_where_all_fits(answer, head, prefix, model, saved)
+    _is_loaded(head, prefix, copies, model, before, given)
+    if list(saved) != list(copies) or _differ(copies, saved):
+        raise NotYet("The model is right, but saved was changed. Write the new names into a dictionary of your own.")
+    if any(entry.requires_grad for entry in saved.values()):
+        raise NotYet("The model is right, but flags in saved were changed. No load looks at the flags of entries.")
+    after = list(model.parameters())
+    if len(after) != len(objects) or not all(map(operator.is_, after, objects)):
+        if marked:
+            raise NotYet(
+                "This saved was used with assign=True once, and what you load carries the mark: the model has other "
+                "Parameter objects now, over the memory of the entries. Load dict(entries)."
+            )
+        raise NotYet(
+            "The values are right, but the model has other Parameter objects: an optimizer built before would hold "
+            "the old ones. Copy values into those that are there."
+        )
+    if changed := _changed(manner, _manner(model)):
+        raise NotYet(f"The values are right, but the model's {changed} changed. Only values were to be loaded.")
+    with torch.no_grad():
+        for tensor in _tensors(model).values():
+            tensor.add_(1)
+    if _differ(copies, saved):
+        raise NotYet("The values are right, but in the memory of saved: training the model would change saved.")
 
 
 def _rename_all(saved, prefix):
@@ -271,35 +323,37 @@ _FAULTS = {
 }
 
 
-def _network(head, classes):
+def _network(head, last):
     body = nn.Sequential(OrderedDict({"module": nn.Linear(2, 2), head: nn.Linear(2, 2)}))
     parts = {"layer1": nn.Linear(3, 2), "norm": nn.BatchNorm1d(2), "body": body, f"{head}_norm": nn.LayerNorm(2)}
-    if classes:
-        parts[head] = nn.Linear(2, classes)
+    if last is not None:
+        parts[head] = copy.deepcopy(last)
     model = nn.Sequential(OrderedDict(parts))
     with torch.no_grad():
         for tensor in _tensors(model).values():
-            tensor.copy_(torch.randint(1, 1000, tensor.shape))
+            tensor.copy_(torch.rand(tensor.shape) * 1000)
     model.get_parameter("layer1.bias").requires_grad_(False)  # by somebody before
     return model
 
 
-def _saved(head, classes, prefix):
-    return {prefix + name: entry for name, entry in _values(_network(head, classes)).items()}
+def _saved(head, last, prefix):
+    return {prefix + name: entry for name, entry in _values(_network(head, last)).items()}
 
 
 def _run_where_all_fits(answer, head, prefix, model, saved):
     try:
         return run(answer, model, saved, head)
     except NotYet as reason:
-        if reason.__cause__ is None:
+        error = reason.__cause__
+        if error is None or isinstance(error, NameError | TypeError | AttributeError):
             raise
-        named = re.findall(r"""(?<=['"])[\w.]+(?=['"])""", str(reason.__cause__))
-        _tell_of_lost_parts(head, prefix, named)
-        raise NotYet(
-            "Everything but the head fits here, and still there was an error. Look at the names after your cut: are "
-            f"body.module.weight and {head}_norm.weight among them? {reason}"
-        ) from None
+        if f"size mismatch for {head}." in str(error):
+            raise NotYet(f"The head's entries are still in what you load, in another size. {reason}") from None
+        _tell_of_lost_parts(head, prefix, re.findall(r"""(?<=['"])[\w.]+(?=['"])""", str(error)))
+        hint = f"Look at the names that you load: are body.module.weight and {head}_norm.weight among them?"
+        if deep := [name for name in saved if name.startswith(f"{head}.") and name.count(".") > 1]:
+            hint = f"In saved the head has several layers here: {', '.join(deep)} belong to it."
+        raise NotYet(f"{reason} Everything but the head fits here. {hint}") from None
 
 
 def _tell_of_lost_parts(head, prefix, names):
@@ -343,12 +397,14 @@ def _is_loaded(head, prefix, saved, model, before, given):
 
 
 def _is_refused(answer, saved, model, fault):
-    before, objects = _values(model), dict(model.named_parameters())
-    flags = _flags(model)
+    before, objects, manner = _values(model), list(model.parameters()), _manner(model)
     try:
         run(answer, model, saved, "fc")
-    except (NotYet, NotAttempted):  # any error will do
+    except NotAttempted:  # a bare NotImplementedError, and any error will do
         pass
+    except NotYet as reason:
+        if reason.__cause__ is None:  # no error of the answer
+            raise
     else:
         why = "Whoever calls it would go on with a model that is loaded in part."
         if "missing" in fault:
@@ -362,9 +418,10 @@ def _is_refused(answer, saved, model, fault):
             f"{fault}. It raised an error, but by then {changed[0]} was changed: load_state_dict loads what fits, "
             "then raises. And to put old values back takes a real snapshot."
         )
-    after = dict(model.named_parameters())
-    if any(after[name] is not objects[name] for name in after) or _flags(model) != flags:
-        raise NotYet(f"{fault}. It raised an error, but the model has other Parameter objects or flags now.")
+    if changed := _changed(manner, _manner(model)):
+        raise NotYet(f"{fault}. It raised an error, but by then the model's {changed} changed.")
+    if not all(map(operator.is_, model.parameters(), objects)):
+        raise NotYet(f"{fault}. It raised an error, but the model has other Parameter objects now.")
 
 
 def _tensors(model):
@@ -375,8 +432,20 @@ def _values(model):
     return {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
 
 
-def _flags(model):
-    return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+def _manner(model):
+    """What stays when only values are loaded."""
+    tensors = _tensors(model)
+    return {
+        "names": set(tensors),
+        "flags": {name: tensor.requires_grad for name, tensor in tensors.items()},
+        "dtypes": {name: tensor.dtype for name, tensor in tensors.items()},
+        "mode": [module.training for module in model.modules()],
+    }
+
+
+def _changed(before, after):
+    """The first of the things in `_manner` that changed, or None."""
+    return next((what for what in before if before[what] != after[what]), None)
 
 
 def _differ(wanted, found):

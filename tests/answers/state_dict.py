@@ -243,11 +243,72 @@ def trains_a_copy(model, train, epochs):
     model.load_state_dict(best)
 
 
-@wrong("best-epoch", "names or flags changed")
+@wrong("best-epoch", "But the model's flags changed")
 def all_ask(model, train, epochs):
     """After restoring, everything is to train on."""
     restore_rightly(model, train, epochs)
     model.requires_grad_(True)
+
+
+@wrong("best-epoch", "But the model's names changed")
+def kept_in_the_model(model, train, epochs):
+    """What belongs to a model is best kept in the model."""
+    restore_rightly(model, train, epochs)
+    model.register_buffer("best", torch.zeros(1))
+
+
+@wrong("best-epoch", "With losses [3000000.0")
+def from_a_hundred(model, train, epochs):
+    """No loss is above a hundred."""
+    lowest = 100.0
+    for _ in range(epochs):
+        if (loss := train(model)) < lowest:
+            lowest, best = loss, copy.deepcopy(model.state_dict())
+    model.load_state_dict(best)
+
+
+@wrong("best-epoch", "with loss 0.52. The lowest")
+def clearly_better(model, train, epochs):
+    """A little lower is not lower."""
+    lowest = float("inf")
+    for _ in range(epochs):
+        if (loss := train(model)) < lowest - 0.1:
+            lowest, best = loss, copy.deepcopy(model.state_dict())
+    model.load_state_dict(best)
+
+
+@wrong("best-epoch", "with loss 0.5. The lowest")
+def nearest_to_zero(model, train, epochs):
+    """The best loss is the one nearest to zero."""
+    lowest = float("inf")
+    for _ in range(epochs):
+        if abs(loss := train(model)) < abs(lowest):
+            lowest, best = loss, copy.deepcopy(model.state_dict())
+    model.load_state_dict(best)
+
+
+@wrong("best-epoch", "of no epoch of this call")
+def kept_in_half(model, train, epochs):
+    """A snapshot may have fewer digits than the model."""
+    lowest = float("inf")
+    for _ in range(epochs):
+        if (loss := train(model)) < lowest:
+            lowest, best = loss, {name: entry.half() for name, entry in model.state_dict().items()}
+    model.load_state_dict(best)
+
+
+@wrong("best-epoch", "was train given no model?")
+def arguments_swapped(train, model, epochs):
+    """Arguments are found by their names."""
+    restore_rightly(model, train, epochs)
+
+
+@wrong("best-epoch", "Your loop does not end")
+def until_it_is_zero(model, train, epochs):
+    """Training ends when the loss is zero."""
+    while train(model) != 0:
+        best = copy.deepcopy(model.state_dict())
+    model.load_state_dict(best)
 
 
 def backbone_of(saved, head):
@@ -313,6 +374,18 @@ def with_the_tool_of_torch(model, saved, head):
             names[name] = entry.clone()
     copy.deepcopy(model).load_state_dict(names, strict=True)
     model.load_state_dict(names, strict=True)
+
+
+@right("load-backbone")
+def all_or_none_cut(model, saved, head):
+    rest = dict(saved)
+    if all(name.startswith("module.") for name in rest):
+        rest = {name[7:]: entry for name, entry in rest.items()}
+    rest = {name: entry for name, entry in rest.items() if name.partition(".")[0] != head}
+    if rest.keys() != {name for name in model.state_dict() if name.partition(".")[0] != head}:
+        raise KeyError("names")
+    copy.deepcopy(model).load_state_dict(rest, strict=False)
+    model.load_state_dict(rest, strict=False)
 
 
 @wrong("load-backbone", "strict=False hides that")
@@ -487,7 +560,7 @@ def loads_a_copy(model, saved, head):
     return model
 
 
-@wrong("load-backbone", "flags changed")
+@wrong("load-backbone", "the model's flags changed")
 def all_trainable(model, saved, head):
     """What was just loaded is to train."""
     load_rightly(model, saved, head)
@@ -499,3 +572,91 @@ def head_thrown_away(model, saved, head):
     """Without its head the model is the backbone, and can be loaded strictly."""
     setattr(model, head, nn.Identity())
     model.load_state_dict(backbone_of(saved, head))
+
+
+@wrong("load-backbone", "Load dict(entries)")
+def mark_kept(model, saved, head):
+    """copy.copy of a state_dict is what dict() of it is."""
+    names = copy.copy(saved)
+    nn.modules.utils.consume_prefix_in_state_dict_if_present(names, "module.")
+    for name in [name for name in names if name.startswith(f"{head}.")]:
+        del names[name]
+    own = {name: entry for name, entry in model.state_dict().items() if name.startswith(f"{head}.")}
+    copy.deepcopy(model).load_state_dict(names | own)
+    model.load_state_dict(names, strict=False)
+
+
+@wrong("load-backbone", "Load dict(entries)")
+def deeply_copied(model, saved, head):
+    """A deep copy of the entries is safe in every way."""
+    names = copy.deepcopy(saved)
+    for name in list(names):
+        entry = names.pop(name)
+        if not name.removeprefix("module.").startswith(f"{head}."):
+            names[name.removeprefix("module.")] = entry
+    own = {name: entry for name, entry in model.state_dict().items() if name.startswith(f"{head}.")}
+    copy.deepcopy(model).load_state_dict(names | own)
+    model.load_state_dict(names, strict=False)
+
+
+@wrong("load-backbone", "the head has several layers here")
+def weight_and_bias(model, saved, head):
+    """A head is one layer, with a weight and a bias."""
+    cut = {name.removeprefix("module."): entry for name, entry in saved.items()}
+    rest = {name: entry for name, entry in cut.items() if name not in (f"{head}.weight", f"{head}.bias")}
+    missing, unexpected = copy.deepcopy(model).load_state_dict(rest, strict=False)
+    if unexpected or any(not name.startswith(f"{head}.") for name in missing):
+        raise ValueError(f"do not fit: {missing + unexpected}")
+    model.load_state_dict(rest, strict=False)
+
+
+@wrong("load-backbone", "The head's entries are still in what you load")
+def head_not_cut(model, saved, head):
+    """strict=False lets sizes pass, too."""
+    model.load_state_dict({name.removeprefix("module."): entry for name, entry in saved.items()}, strict=False)
+
+
+@wrong("load-backbone", "not rightly: layer1.weight")
+def in_half_precision(model, saved, head):
+    """A load gives back the digits that a conversion took."""
+    load_rightly(model, {name: entry.half() for name, entry in saved.items()}, head)
+
+
+@wrong("load-backbone", "there was no error")
+def error_returned(model, saved, head):
+    """Whoever calls a function looks at what it returns."""
+    try:
+        load_rightly(model, saved, head)
+    except ValueError as error:
+        return error
+
+
+@wrong("load-backbone", "another gradient mode")
+def recording_off(model, saved, head):
+    """A model that did not load is safe if nothing can train it."""
+    try:
+        load_rightly(model, saved, head)
+    except ValueError:
+        torch.set_grad_enabled(False)
+
+
+@wrong("load-backbone", "the model's mode changed")
+def ready_to_predict(model, saved, head):
+    """A model that was loaded is there to predict."""
+    load_rightly(model, saved, head)
+    model.eval()
+
+
+@wrong("load-backbone", "the model's dtypes changed")
+def in_double(model, saved, head):
+    """More digits do no harm."""
+    load_rightly(model, saved, head)
+    model.double()
+
+
+@wrong("load-backbone", "flags in saved were changed")
+def asking_entries(model, saved, head):
+    """An entry has to ask, so that the parameter asks."""
+    for entry in saved.values():
+        entry.requires_grad_(entry.is_floating_point())
+    load_rightly(model, saved, head)
