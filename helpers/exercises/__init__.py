@@ -305,7 +305,9 @@ def _short(error: Exception) -> str:
 
 def _line(error: Exception, answer: Any) -> str:
     """Where in the learner's cell: the last line of it on the way to the error."""
-    written = getattr(answer, "__dict__", {}).get("__init__", answer)  # of a class, its own __init__
+    # What the learner wrote: of a module its forward, of a class its own __init__.
+    is_module = isinstance(answer, torch.nn.Module)
+    written = type(answer).forward if is_module else getattr(answer, "__dict__", {}).get("__init__", answer)
     code = getattr(written, "__code__", None)
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if code and frame.filename == code.co_filename]

@@ -1,6 +1,7 @@
 """The exercises and predictions of the lesson on parameters."""
 
 import copy
+import itertools
 import textwrap
 from collections.abc import Mapping
 
@@ -18,14 +19,18 @@ lesson.prediction(
         (True, False, False): "tensor asks and gets a gradient, yet parameters() does not give it to the optimizer.",
         (False, True, False): "The layer in the list is a module, but nobody told the model: it does not look inside.",
         (False, False, True): "doubled began as a Parameter. What .double() returned is none: see its first column.",
-        (True, True, True): "All three get a gradient. The optimizer moves what parameters() gives: see that column.",
+        (True, True, True): "All three took part. The optimizer moves what parameters() gives: see that column.",
         (True, True, False): "To ask, or to be a layer, is not enough: the optimizer moves what parameters() gives.",
         (
             True,
             False,
             True,
         ): "Asking is not enough: look at the column parameters(), from which the optimizer was made.",
-        (False, True, True): "Both were Parameters once. Does the model know them? Look at the column parameters().",
+        (
+            False,
+            True,
+            True,
+        ): "Of a Parameter and from a Parameter: but does the model know them? Look at the column parameters().",
     },
 )
 lesson.prediction(
@@ -39,7 +44,7 @@ lesson.prediction(
 lesson.prediction(
     "buffer",
     {
-        False: "The name stays registered. Assignment looks first whether the name has a place, then at the class.",
+        False: "The name stays registered: of a plain tensor assignment asks whether the name is a buffer's.",
         RAISES: "That is what happens at a Parameter's name. A plain tensor is just what a buffer is.",
     },
 )
@@ -55,6 +60,12 @@ lesson.prediction(
         (True, True, False): "requires_grad_ reaches Parameters only, and forward changes BatchNorm's buffers.",
         (False, False, True): "Freezing does not last: one call for the whole module reaches every Parameter.",
         (False, False, False): "A frozen Parameter is still a Parameter, and BatchNorm's statistics need no gradient.",
+        (False, True, False): "It is the other way round: requires_grad_ of a module reaches Parameters, not buffers.",
+        (
+            False,
+            True,
+            True,
+        ): "The last is right. requires_grad_ of a module reaches Parameters, frozen or not, no buffers.",
     },
 )
 lesson.prediction(
@@ -66,6 +77,7 @@ lesson.prediction(
         (1, 2, True): "The names are right. Freezing 1 sets a flag of the one Parameter that both layers have.",
         (1, 1, True): "One object, then: so it has one flag. And state_dict() has an entry for each name.",
         (2, 1, False): "It is the other way round: named_parameters() gives each object once, state_dict() each name.",
+        (2, 1, True): "named_parameters() gives each object once, state_dict() each name: and one object has one flag.",
     },
 )
 
@@ -102,7 +114,8 @@ def what_registers(answer):
                 raise NotYet(f"Row {name!r} takes True or False twice, such as [True, False]; yours is {yours}.")
     beliefs = {
         ("same", (False, False)): "same was float32 already: .to() had nothing to convert and returned the Parameter.",
-        ("same", (False, True)): "same is the Parameter itself: .to() had nothing to convert.",
+        ("same", (False, True)): "same is the Parameter itself, and no buffer: .to() had nothing to convert.",
+        ("same", (True, False)): "same is a Parameter that the module knows, and each of those is saved as well.",
         ("half", (True, True)): "half was computed from a Parameter, and the result of an operation is a plain tensor.",
         ("half", (True, False)): "half asks for a gradient, but it is a result, and results are not registered.",
         ("half", (False, True)): "half is a plain tensor, an ordinary attribute: nothing saves it.",
@@ -137,7 +150,7 @@ def what_registers(answer):
     "audit() of helpers finds layers that hide in a list or dictionary.",
 )
 def hidden_heads(answer):
-    for size, tasks in ((3, {"color": 3, "shape": 2}), (5, {"age": 1, "color": 3, "place": 2})):
+    for size, tasks in ((6, {"color": 3, "shape": 2, "size": 3}), (5, {"age": 1, "color": 3, "place": 2})):
         given = dict(tasks)
         model = _made(answer, "answer(dim, tasks)", size, given)
         if given != tasks:
@@ -145,12 +158,16 @@ def hidden_heads(answer):
         model.train()
         x = torch.randn(6, size)
         scores = _scores(model, x, tasks)
-        again = _scores(model, x, tasks)
-        if any(not torch.equal(scores[task], again[task]) for task in tasks):
-            raise NotYet("The same x gives other scores in the next call. Are layers made in forward?")
+        if not _equal(scores, _scores(model, x, tasks)):
+            raise NotYet(
+                "The same x gives other scores in the next call. Are layers made in forward? Is anything random?"
+            )
+        model.eval()
+        if not _equal(scores, _scores(model, x, tasks, "In eval mode: ")):
+            raise NotYet("In eval mode the same x gives other scores than in train mode.")
         _registered(model, scores, size, tasks)
-        _with_relu(scores, x, tasks)
         _each_its_own(model, x, tasks)
+        _with_relu(model, x, tasks)
         _saved_and_moved(model, answer, x, size, tasks)
 
 
@@ -166,8 +183,8 @@ def running_mean(answer):
         _starts_right(layer, size)
         _kinds(layer)
         _moved(_layer(answer, size), size)
-        for asks in (False, True):
-            _computes(_layer(answer, size).train(not asks), size, asks)
+        for mode in ("", "in eval mode ", "under no_grad "):
+            _computes(_layer(answer, size), size, mode)
         _trains_only_scale(_layer(answer, size), size)
         _saves(layer, _layer(answer, size), size)
 
@@ -176,13 +193,18 @@ def _is_verdict(value):
     return isinstance(value, bool)
 
 
-def _scores(model, x, tasks, told="forward(x)"):
+def _scores(model, x, tasks, when=""):
     before = x.clone()
-    scores = run(model, x)
+    try:
+        scores = run(model, x)
+    except NotYet as reason:
+        raise NotYet(f"{when}{reason}") from reason
     if not torch.equal(before, x):
         raise NotYet("forward changes x itself, which is not its own.")
     if not isinstance(scores, Mapping) or set(scores) != set(tasks):
-        raise NotYet(f"{told} should give a dictionary with the scores of {', '.join(tasks)}; it gives {kind(scores)}.")
+        raise NotYet(
+            f"{when}forward(x) should give a dictionary with the scores of {', '.join(tasks)}; it gives {kind(scores)}."
+        )
     for task, found in scores.items():
         if not isinstance(found, torch.Tensor) or found.shape != (len(x), tasks[task]):
             shape = f"the shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else kind(found)
@@ -190,6 +212,10 @@ def _scores(model, x, tasks, told="forward(x)"):
         if not found.isfinite().all():
             raise NotYet(f"The scores of {task!r} are not all finite numbers.")
     return scores
+
+
+def _equal(scores, others):
+    return all(torch.equal(score, others[task]) for task, score in scores.items())
 
 
 def _leaves(results):
@@ -208,7 +234,7 @@ def _leaves(results):
 
 def _registered(model, scores, size, tasks):
     used = _leaves(scores.values())
-    known = {id(parameter) for parameter in taken(run(model.parameters), "parameters")}
+    known = {id(parameter) for parameter in taken(run(lambda: model.parameters()), "parameters")}
     found = [leaf for leaf in used if id(leaf) in known]
     wanted = sum((size + 1) * 4 + (4 + 1) * n for n in tasks.values())
     if not used:
@@ -256,13 +282,21 @@ def _registered(model, scores, size, tasks):
         )
 
 
-def _with_relu(scores, x, tasks):
-    for task, n in tasks.items():
-        by_shape = {tuple(leaf.shape): leaf.detach() for leaf in _leaves([scores[task]])}
-        shapes = [(4, x.shape[1]), (4,), (n, 4), (n,)]
-        if by_shape.keys() == set(shapes):  # two linear layers; other forms of the weights are let pass
-            first, shift, last, bias = (by_shape[shape] for shape in shapes)
-            if not torch.allclose(scores[task], (x @ first.T + shift).relu() @ last.T + bias, atol=1e-4):
+def _with_relu(model, x, tasks):
+    for factor in (1, 1000):  # large numbers: some functions bend again there
+        found, mirrored, middle = (_scores(model, sign * factor * x, tasks) for sign in (1, -1, 0))
+        for task, n in tasks.items():
+            parts = {tuple(sorted(leaf.shape)): leaf.detach() for leaf in _leaves([found[task]])}
+            shapes = [(4, x.shape[1]), (4,), (n, 4), (n,)]
+            if parts.keys() == set(shapes):  # two linear layers, transposed or not
+                first, shift, last, bias = (parts[shape] for shape in shapes)
+                first, last = first if len(first) == 4 else first.T, last if len(last) == n else last.T
+                wanted = (factor * x @ first.T + shift).relu() @ last.T + bias
+                same = torch.allclose(found[task] / factor, wanted / factor, atol=1e-4)
+            else:  # other forms of the weights: not a straight line, at least
+                bend = found[task] + mirrored[task] - 2 * middle[task]
+                same = factor == 1 or bend.abs().max() > 1e-3 * found[task].abs().max()
+            if not same:
                 raise NotYet(f"The scores of {task!r} are not those of two linear layers with a ReLU between them.")
 
 
@@ -285,20 +319,30 @@ def _each_its_own(model, x, tasks):
 
 def _saved_and_moved(model, answer, x, size, tasks):
     scores = _scores(model, x, tasks)
-    state = run(model.state_dict)
+    state = run(lambda: model.state_dict())
     twin = _made(answer, "answer(dim, tasks)", size, dict(tasks))
+    memory = [{parameter.data_ptr() for parameter in network.parameters()} for network in (model, twin)]
+    if memory[0] & memory[1]:
+        raise NotYet("Two networks share layers: training one changes the other. Make new layers in each __init__.")
     _load(twin, state)
-    loaded = _scores(twin, x, tasks)
-    if any(not torch.equal(scores[task], loaded[task]) for task in tasks):
+    if not _equal(scores, _scores(twin, x, tasks)):
         raise NotYet(
             f"It trains, but a new network that loads the state_dict() gives other scores: there are {len(state)} "
             "entries in it. What only parameters() gives is not saved: let the network register it."
         )
-    run(twin.double)
-    doubled = run(_scores, twin, x.double(), tasks, "After double() forward(x)")
+    run(lambda: twin.double())
+    doubled = _scores(twin, x.double(), tasks, "After double(), with a double x: ")
     for task, found in doubled.items():
         if found.dtype != torch.float64 or not torch.allclose(found, scores[task].double(), atol=1e-4):
             raise NotYet(f"After double() the scores of {task!r} are {found.dtype}: some layer was left behind.")
+    moved = _made(answer, "answer(dim, tasks)", size, dict(tasks))
+    # New Parameters, as a move to "meta" makes them; forward there imports a compiler first, which takes seconds.
+    run(lambda: moved.load_state_dict(state, assign=True))
+    if not _equal(scores, _scores(moved, x, tasks)):
+        raise NotYet(
+            'A move such as to("meta") puts new Parameters into what is registered, and so does load_state_dict(..., '
+            "assign=True): after it forward still uses the old ones. Register the layers, not only their Parameters."
+        )
 
 
 def _step(module):
@@ -309,12 +353,12 @@ def _step(module):
                 parameter -= 0.1 * parameter.grad
 
 
-def _load(module, state):
+def _load(module, state, which="A new"):
     try:
         module.load_state_dict(copy.deepcopy(state))
     except Exception as error:
         why = textwrap.shorten(" ".join(str(error).splitlines()[1:]) or str(error), 150, placeholder=" ...")
-        raise NotYet(f"A new {type(module).__name__} does not load the state_dict(): {why}") from error
+        raise NotYet(f"{which} {type(module).__name__} does not load the state_dict(): {why}") from error
 
 
 def _made(answer, call, *args):
@@ -331,45 +375,55 @@ def _layer(answer, size):
 
 
 def _own_tensors(layer, other):
-    for name in ("scale", "mean", "scratch"):
+    names = ("scale", "mean", "scratch")
+    for name in names:
         value, another = getattr(layer, name, None), getattr(other, name, None)
         if not isinstance(value, torch.Tensor):
             raise NotYet(f"The layer should have a tensor {name!r}; there it has {kind(value)}.")
         if isinstance(another, torch.Tensor) and value.numel() and value.data_ptr() == another.data_ptr():
             raise NotYet(f"Two layers have the same tensor as {name}. Make a new one in each __init__.")
+    for one, two in itertools.combinations(names, 2):
+        if getattr(layer, one).data_ptr() == getattr(layer, two).data_ptr() != 0:
+            raise NotYet(f"{one} and {two} are one tensor: what is written into one is in the other. Make two.")
 
 
 def _starts_right(layer, size):
     for name, start in (("scale", 1.0), ("mean", 0.0), ("scratch", 0.0)):
         value = getattr(layer, name)
-        if value.shape != (size,) or value.dtype != torch.float32 or not (value == start).all():
+        if value.dtype != torch.float32:
+            raise NotYet(f"{name} should be float32 at first, as new tensors are; yours is {value.dtype}.")
+        if value.shape != (size,):
+            raise NotYet(f"{name} should have the shape ({size},); yours has {tuple(value.shape)}.")
+        if not (value == start).all():
             raise NotYet(f"{name} should be {size} numbers, all {start} at first; yours is {value.tolist()}.")
 
 
-def _kinds(layer):
-    names = {id(parameter): name for name, parameter in taken(run(layer.named_parameters), "parameters")}
+def _kinds(layer, when=""):
+    names = {id(p): name for name, p in taken(run(lambda: layer.named_parameters()), "parameters")}
     own = {id(leaf) for leaf in [layer.scale, *_leaves([layer.scale])]}
     if not own & names.keys():
         what = (
             "a buffer is not trained" if id(layer.scale) in map(id, layer.buffers()) else "only a Parameter is trained"
         )
-        raise NotYet(f"scale is not in parameters(), so no optimizer will move it: {what}.")
+        raise NotYet(f"{when}scale is not in parameters(), so no optimizer will move it: {what}.")
     if not layer.scale.requires_grad:
-        raise NotYet("scale is frozen: it should ask for a gradient.")
+        raise NotYet(f"{when}scale is frozen: it should ask for a gradient.")
     if id(layer.mean) in names:
+        frozen = "It is frozen now, but one requires_grad_(True) on the layer makes it train."
+        asks = "It asks for a gradient, so an optimizer would train it."
         raise NotYet(
-            "mean is in parameters(). It is frozen at most, and one requires_grad_(True) on the layer makes it train. "
-            "Which kind of tensor is saved and never trained?"
+            f"{when}mean is in parameters(). {asks if layer.mean.requires_grad else frozen} Which kind of tensor is "
+            "saved and never trained?"
         )
     if id(layer.scratch) in names:
-        raise NotYet("scratch is in parameters(): it would be saved, and trained after requires_grad_(True).")
+        raise NotYet(f"{when}scratch is in parameters(): it would be saved, and trained after requires_grad_(True).")
     others = [name for number, name in names.items() if number not in own]
     if others:
-        raise NotYet(f"parameters() also has {', '.join(others)}: only scale should train.")
+        raise NotYet(f"{when}parameters() also has {', '.join(others)}: only scale should train.")
 
 
 def _moved(layer, size):
-    layer.double()
+    run(lambda: layer.double())
     left = [name for name in ("scale", "mean", "scratch") if getattr(layer, name).dtype != torch.float64]
     if left:
         raise NotYet(
@@ -381,53 +435,110 @@ def _moved(layer, size):
         raise NotYet(f"After double() the result for a double x is {result.dtype}.")
 
 
-def _computes(layer, size, asks):
-    mean = torch.zeros(size)
+def _computes(layer, size, mode):
+    asks = mode == "in eval mode "
+    layer.train(not asks)
+    _fill(layer)
+    parameters, scale = list(layer.parameters()), layer.scale.detach().clone()
+    mean = last = torch.zeros(size)
     for rows in (4, 2):
         x = (torch.randn(rows, size) + 3).requires_grad_(asks)
         before = x.detach().clone()
-        given = run(layer, x)
+        with torch.set_grad_enabled(mode != "under no_grad "):
+            given = run(layer, x)
         if not torch.equal(before, x.detach()):
             raise NotYet("x itself was changed. Compute something new from it, without in-place operations.")
-        batch = before.mean(0)
-        mean = 0.9 * mean + 0.1 * batch
-        _near("scratch", layer, batch, {"the sum over the rows": before.sum(0), "the mean over all": before.mean()})
-        wrong = {
-            "that is the mean of this batch alone": batch,
-            "that is 0.1 * mean + 0.9 * scratch": 0.9 * batch + 0.1 * (mean - 0.1 * batch) / 0.9,
-            "that is what it was before the call": (mean - 0.1 * batch) / 0.9,
-        }
-        _near("mean", layer, mean, wrong)
-        for name in ("mean", "scratch"):
-            if getattr(layer, name).requires_grad:
-                raise NotYet(
-                    f"After a call {name} asks for a gradient: it has a history that grows with every batch. A buffer "
-                    "is recorded like any tensor."
-                )
-        wanted = (before - mean) * layer.scale.detach()
-        if not isinstance(given, torch.Tensor) or given.shape != wanted.shape:
-            raise NotYet(f"layer(x) should give a tensor of the shape of x, {tuple(wanted.shape)}, not {kind(given)}.")
-        if not torch.allclose(given, wanted, atol=1e-4):
-            old = torch.allclose(given, (before - (mean - 0.1 * batch) / 0.9) * layer.scale.detach(), atol=1e-4)
-            what = "the mean as it was before this call" if old else "something else"
-            raise NotYet(f"The result should be (x - mean) * scale, with the new mean; yours uses {what}.")
-        if not given.requires_grad:
+        if x.requires_grad != asks:
             raise NotYet(
-                "The result does not ask for a gradient, so scale cannot train. Was it computed under no_grad?"
+                "A call changed the flag of x, which is to be left as it is. detach() gives another tensor to use."
             )
-        run(given.sum().backward)
-        if asks and (x.grad is None or not torch.allclose(x.grad, layer.scale.detach().expand_as(x), atol=1e-4)):
-            raise NotYet("The gradient of x is not that of (x - mean) * scale with mean as a constant.")
+        _kinds(layer, "After a call ")
+        if any(new is not old for new, old in zip(layer.parameters(), parameters, strict=True)):
+            raise NotYet("After a call scale is another Parameter: an optimizer made before still holds the old one.")
+        if not torch.equal(layer.scale.detach(), scale):
+            raise NotYet("A call changed the numbers of scale: only an optimizer should.")
+        batch, old = before.mean(0), mean
+        mean = 0.9 * old + 0.1 * batch
+        wrong = {
+            "the sum over the rows": before.sum(0),
+            "the mean over all": before.mean(),
+            "what it was before the call": last,
+        }
+        _near("scratch", layer, batch, wrong, mode)
+        last = batch
+        wrong = {
+            "the mean of this batch alone": batch,
+            "0.1 * mean + 0.9 * scratch": 0.1 * old + 0.9 * batch,
+            "what it was before the call": old,
+        }
+        _near("mean", layer, mean, wrong, mode)
+        histories = {
+            "mean": "it has a history that grows with every batch. A buffer is recorded like any tensor.",
+            "scratch": "it was computed from an x that asks, and a buffer is recorded like any tensor.",
+        }
+        for name, why in histories.items():
+            if getattr(layer, name).requires_grad:
+                raise NotYet(f"After a call {name} asks for a gradient: {why}")
+            if getattr(layer, name).is_inference():
+                raise NotYet(
+                    f"After a call {name} is a tensor of inference_mode: nothing outside of that mode may write into "
+                    "it, load_state_dict neither. no_grad is enough."
+                )
+        _result(given, x, mean, old, layer)
+        if mode != "under no_grad ":
+            _gradients_of(given, x, mean, layer)
 
 
-def _near(name, layer, wanted, wrong):
+def _fill(layer):
+    """Give scale numbers that are not all the same, as training would."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.arange(2.0, 2.0 + parameter.numel()).view_as(parameter))
+
+
+def _result(given, x, mean, old, layer):
+    x, scale = x.detach(), layer.scale.detach()
+    wanted = (x - mean) * scale
+    if not isinstance(given, torch.Tensor) or given.shape != wanted.shape:
+        raise NotYet(f"layer(x) should give a tensor of the shape of x, {tuple(wanted.shape)}, not {kind(given)}.")
+    if given.dtype != wanted.dtype:
+        raise NotYet(f"The result for an x of {wanted.dtype} is {given.dtype}.")
+    wrong = {
+        "yours uses none, or the mean as it was before this call": (x - old) * scale,
+        "yours scales x before the mean is subtracted": x * scale - mean,
+        "yours divides by scale": (x - mean) / scale,
+        "yours does without scale": x - mean,
+        "yours uses the mean of this batch": (x - x.mean(0)) * scale,
+    }
+    if not torch.allclose(given, wanted, atol=1e-4):
+        why = [told for told, number in wrong.items() if torch.allclose(given, number, atol=1e-4)]
+        what = why[0] if why else f"for scale {scale.tolist()} yours gives other numbers"
+        raise NotYet(f"The result should be (x - mean) * scale, with the new mean; {what}.")
+
+
+def _gradients_of(given, x, mean, layer):
+    if not given.requires_grad:
+        raise NotYet("The result does not ask for a gradient, so scale cannot train. Was it computed under no_grad?")
+    leaves = [*layer.parameters(), *([x] if x.requires_grad else [])]
+    wanted = torch.autograd.grad(((x - mean) * layer.scale).sum(), leaves)
+    found = run(lambda: torch.autograd.grad(given.sum(), leaves, allow_unused=True))
+    for leaf, one, other in zip(leaves, found, wanted, strict=True):
+        if one is None or not torch.allclose(one, other, atol=1e-4):
+            name = "x" if leaf is x else "scale"
+            raise NotYet(f"The gradient of {name} is not that of (x - mean) * scale with mean as a constant.")
+
+
+def _near(name, layer, wanted, wrong, mode):
     value = getattr(layer, name)
     if not isinstance(value, torch.Tensor) or value.shape != wanted.shape:
         shape = f"the shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else kind(value)
         raise NotYet(f"After a call {name} should have the shape {tuple(wanted.shape)}; it has {shape}.")
+    if value.dtype != wanted.dtype:
+        raise NotYet(f"After a call {name} is {value.dtype}, though the layer and x are {wanted.dtype}.")
     if not torch.allclose(value.detach(), wanted, atol=1e-4):
-        mode = "" if layer.training else "in eval mode "
-        why = [f": {told}" for told, number in wrong.items() if torch.allclose(value.detach(), number, atol=1e-4)]
+        why = [
+            f": yours is {told}" for told, number in wrong.items() if torch.allclose(value.detach(), number, atol=1e-4)
+        ]
         raise NotYet(f"After a call {mode}{name} is not what it should be{why[0] if why else ''}.")
 
 
@@ -444,10 +555,8 @@ def _trains_only_scale(layer, size):
 def _saves(layer, twin, size):
     for _ in range(2):
         run(layer, torch.randn(4, size) + 3)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.mul_(2)
-    state = run(layer.state_dict)
+    _fill(layer)
+    state = run(lambda: layer.state_dict())
     scratch, mean = layer.scratch.detach().clone(), layer.mean.detach().clone()
     if any(isinstance(value, torch.Tensor) and torch.equal(value, scratch) for value in state.values()):
         raise NotYet("scratch is in state_dict(): a buffer is saved unless it is told otherwise.")
@@ -458,3 +567,17 @@ def _saves(layer, twin, size):
         raise NotYet("scale was not saved: a new layer that loads the state_dict() does not have it.")
     if not (twin.scratch == 0).all():
         raise NotYet("scratch came back with load_state_dict(): it should not be saved.")
+    x = torch.randn(4, size) + 3
+    if not torch.allclose(run(layer, x), run(twin, x), atol=1e-4):
+        raise NotYet(
+            "A new layer that loads the state_dict() gives another result for the same x: forward uses something "
+            "that is not loaded, or that two layers share."
+        )
+    _load(layer, state, "A used")
+    run(layer, torch.ones(2, size, requires_grad=True) * 2)
+    try:
+        copy.deepcopy(layer)
+    except RuntimeError:
+        raise NotYet(
+            "copy.deepcopy does not copy a layer that was called: it keeps a tensor that has a history."
+        ) from None

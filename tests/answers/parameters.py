@@ -175,7 +175,7 @@ class OnlyInside(nn.Module):
         return {t: last(first(x).relu()) for t, (first, last) in self.heads.items()}
 
 
-@wrong("hidden-heads", "parameters() has 4. Which layers")
+@wrong("hidden-heads", "parameters() has 6. Which layers")
 class OnlyLast(nn.Module):
     """Only the layers that make the scores are the heads."""
 
@@ -338,7 +338,7 @@ class Parametrized(Registered):
         nn.utils.parametrize.register_parametrization(self, "scale", nn.Identity())
 
 
-@wrong("running-mean", "one requires_grad_(True) on the layer")
+@wrong("running-mean", "It is frozen now, but one requires_grad_(True)")
 class FrozenParameter(nn.Module):
     """A frozen Parameter is a buffer."""
 
@@ -452,7 +452,7 @@ class ChangesTheInput(Registered):
         return x * self.scale
 
 
-@wrong("running-mean", "in eval mode mean is not what it should be: that is what it was before the call")
+@wrong("running-mean", "in eval mode mean is not what it should be: yours is what it was before the call")
 class OnlyInTraining(Registered):
     """A running mean stands still in eval mode by itself, so every layer has to see to it."""
 
@@ -488,3 +488,336 @@ class Forgetful(nn.Module):
 
     def forward(self, x):
         return x * self.scale
+
+
+wrong("what-registers", "each of those is saved as well")(
+    KNOWN | {"same": [True, False]}, "What was never changed need not be saved."
+)
+wrong("what-registers", "and no buffer")(KNOWN | {"same": [False, True]}, "A Parameter after .to() is a buffer.")
+
+
+@right("hidden-heads")
+class RowsOfAList(nn.Module):
+    def __init__(self, dim, tasks):
+        super().__init__()
+        self.heads = nn.ModuleDict()
+        for t, n in tasks.items():
+            tensors = torch.randn(dim, 4), torch.zeros(4), torch.randn(4, n), torch.zeros(n)
+            self.heads[t] = nn.ParameterList(tensors)
+
+    def forward(self, x):
+        return {t: (x @ a + b).relu() @ c + d for t, (a, b, c, d) in self.heads.items()}
+
+
+@right("hidden-heads")
+class OneWideLayer(nn.Module):
+    def __init__(self, dim, tasks):
+        super().__init__()
+        self.first = nn.Linear(dim, 4 * len(tasks))
+        self.last = nn.ModuleDict({t: nn.Linear(4, n) for t, n in tasks.items()})
+
+    def forward(self, x):
+        parts = self.first(x).relu().split(4, dim=1)
+        return {t: last(part) for (t, last), part in zip(self.last.items(), parts, strict=True)}
+
+
+@wrong("hidden-heads", "with a ReLU between them")
+class OneWideLayerWithoutReLU(OneWideLayer):
+    """What is cut in parts is no longer a linear layer."""
+
+    def forward(self, x):
+        parts = self.first(x).split(4, dim=1)
+        return {t: last(part) for (t, last), part in zip(self.last.items(), parts, strict=True)}
+
+
+@wrong("hidden-heads", "with a ReLU between them")
+class WithReLU6(nn.Module):
+    """ReLU6 is the ReLU of nn."""
+
+    def __init__(self, dim, tasks):
+        super().__init__()
+        heads = {t: nn.Sequential(nn.Linear(dim, 4), nn.ReLU6(), nn.Linear(4, n)) for t, n in tasks.items()}
+        self.heads = nn.ModuleDict(heads)
+
+    def forward(self, x):
+        return {t: head(x) for t, head in self.heads.items()}
+
+
+@wrong("hidden-heads", "Does each task have two layers of its own?")
+class OneForEachNumber(nn.Module):
+    """Two tasks with as many scores can use one head."""
+
+    def __init__(self, dim, tasks):
+        super().__init__()
+        self.tasks, self.heads = dict(tasks), nn.ModuleDict()
+        for n in tasks.values():
+            self.heads[str(n)] = nn.Sequential(nn.Linear(dim, 4), nn.ReLU(), nn.Linear(4, n))
+
+    def forward(self, x):
+        return {t: self.heads[str(n)](x) for t, n in self.tasks.items()}
+
+
+@wrong("hidden-heads", "the two heads share a layer")
+class OneFirstLayer(nn.Module):
+    """If there are enough numbers, it does not matter whose they are."""
+
+    def __init__(self, dim, tasks):
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(len(tasks), dim, 4))
+        self.shift = nn.Parameter(torch.zeros(len(tasks), 4))
+        self.last = nn.ModuleDict({t: nn.Linear(4, n) for t, n in tasks.items()})
+
+    def forward(self, x):
+        hidden = (x @ self.first.sum(0) + self.shift.sum(0)).relu()
+        return {t: last(hidden) for t, last in self.last.items()}
+
+
+@wrong("hidden-heads", "Two networks share layers")
+class MadeOnce(Containers):
+    """What has the same sizes can be made once, and used again."""
+
+    made = {}  # noqa: RUF012
+
+    def __init__(self, dim, tasks):
+        super().__init__(dim, {})
+        for t, n in tasks.items():
+            layers = nn.Linear(dim, 4), nn.Linear(4, n)
+            self.heads[t] = self.made.setdefault((dim, t), nn.ModuleList(layers))
+
+
+@wrong("hidden-heads", "Register the layers, not only their Parameters")
+class ParametersBeside(nn.Module):
+    """To register the Parameters of a layer is to register the layer."""
+
+    def __init__(self, dim, tasks):
+        super().__init__()
+        self.heads = {t: [nn.Linear(dim, 4), nn.Linear(4, n)] for t, n in tasks.items()}
+        layers = [layer for parts in self.heads.values() for layer in parts]
+        self.weights = nn.ParameterList(p for layer in layers for p in layer.parameters())
+
+    def forward(self, x):
+        return {t: last(first(x).relu()) for t, (first, last) in self.heads.items()}
+
+
+@wrong("hidden-heads", "than in train mode")
+class ChancesInEval(Containers):
+    """In eval mode a network gives chances in place of scores."""
+
+    def forward(self, x):
+        scores = super().forward(x)
+        return scores if self.training else {t: score.softmax(1) for t, score in scores.items()}
+
+
+@wrong("hidden-heads", "Is anything random?")
+class WithDropout(nn.Module):
+    """Dropout belongs in every head."""
+
+    def __init__(self, dim, tasks):
+        super().__init__()
+        self.heads = nn.ModuleDict(
+            {t: nn.Sequential(nn.Linear(dim, 4), nn.ReLU(), nn.Dropout(), nn.Linear(4, n)) for t, n in tasks.items()}
+        )
+
+    def forward(self, x):
+        return {t: head(x) for t, head in self.heads.items()}
+
+
+@wrong("hidden-heads", "After double(), with a double x: Your code raised")
+class AlwaysFloat(Containers):
+    """Inputs are float32, whatever the network is."""
+
+    def forward(self, x):
+        return super().forward(x.float())
+
+
+@right("running-mean")
+class HeldWithoutRecording(Registered):
+    def forward(self, x):
+        with torch.no_grad():
+            self.scratch = x.mean(0)
+            self.mean += 0.1 * (self.scratch - self.mean)
+        return torch.addcmul(torch.zeros_like(x), x - self.mean, self.scale)
+
+
+@wrong("running-mean", "scales x before the mean is subtracted")
+class ScalesFirst(Registered):
+    """The order of scaling and subtracting does not matter."""
+
+    def forward(self, x):
+        super().forward(x)
+        return x * self.scale - self.mean
+
+
+@wrong("running-mean", "divides by scale")
+class Divides(Registered):
+    """To scale is to divide by the scale, as one does with a standard deviation."""
+
+    def forward(self, x):
+        super().forward(x)
+        return (x - self.mean) / self.scale
+
+
+@wrong("running-mean", "yours gives other numbers")
+class OneScaleForAll(Registered):
+    """A layer has one scale."""
+
+    def forward(self, x):
+        super().forward(x)
+        return (x - self.mean) * self.scale.mean()
+
+
+@wrong("running-mean", "the mean as it was before this call")
+class ResultFirst(Registered):
+    """The statistics are for the next batch."""
+
+    def forward(self, x):
+        mean = self.mean
+        super().forward(x)
+        return (x - mean) * self.scale
+
+
+@wrong("running-mean", "yours is 0.1 * mean + 0.9 * scratch")
+class Swapped(Registered):
+    """The newest counts most."""
+
+    def forward(self, x):
+        self.scratch = x.detach().mean(0)
+        self.mean = 0.1 * self.mean + 0.9 * self.scratch
+        return (x - self.mean) * self.scale
+
+
+@wrong("running-mean", "After a call mean is in parameters(). It is frozen now")
+class BecomesAParameter(Registered):
+    """Whatever is assigned to a buffer's name is a buffer."""
+
+    def forward(self, x):
+        self.scratch = x.detach().mean(0)
+        self.mean = nn.Parameter(0.9 * self.mean + 0.1 * self.scratch, requires_grad=False)
+        return (x - self.mean) * self.scale
+
+
+@wrong("running-mean", "scale is another Parameter")
+class NewScale(Registered):
+    """A Parameter under the same name is the same Parameter."""
+
+    def forward(self, x):
+        result = super().forward(x)
+        self.scale = nn.Parameter(self.scale.detach().clone())
+        return result
+
+
+@wrong("running-mean", "A call changed the numbers of scale")
+class ScalesItself(Registered):
+    """A layer may move its own Parameters."""
+
+    def forward(self, x):
+        result = super().forward(x)
+        self.scale.data = self.scale.data * 1.0001
+        return result
+
+
+@wrong("running-mean", "forward uses something that is not loaded")
+class Mirror(Registered):
+    """What is in state_dict() is saved and loaded, wherever forward keeps its own."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.m = torch.zeros(size)
+
+    def forward(self, x):
+        self.scratch = x.detach().mean(0)
+        self.m = (0.9 * self.m + 0.1 * self.scratch).to(x.dtype)
+        self.mean = self.m
+        return (x - self.m) * self.scale
+
+
+@wrong("running-mean", "a tensor of inference_mode")
+class UnderInference(Registered):
+    """inference_mode is no_grad, only faster."""
+
+    def forward(self, x):
+        with torch.inference_mode():
+            self.scratch = x.mean(0)
+            self.mean = 0.9 * self.mean + 0.1 * self.scratch
+        return (x - self.mean) * self.scale
+
+
+@wrong("running-mean", "under no_grad scratch is not what it should be: yours is what it was before the call")
+class OnlyWhenRecording(Registered):
+    """no_grad holds statistics too."""
+
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            return super().forward(x)
+        return (x - self.mean) * self.scale
+
+
+@wrong("running-mean", "changed the flag of x")
+class AsksOfX(Registered):
+    """What goes into a layer has to ask for a gradient."""
+
+    def forward(self, x):
+        return super().forward(x.requires_grad_(True))
+
+
+@wrong("running-mean", "keeps a tensor that has a history")
+class KeepsTheResult(Registered):
+    """A layer may keep what it likes."""
+
+    def forward(self, x):
+        self.last = super().forward(x)
+        return self.last
+
+
+@wrong("running-mean", "mean and scratch are one tensor")
+class OneTensor(nn.Module):
+    """register_buffer copies what it is given."""
+
+    def __init__(self, size):
+        super().__init__()
+        zeros = torch.zeros(size)
+        self.scale = nn.Parameter(torch.ones(size))
+        self.register_buffer("mean", zeros)
+        self.register_buffer("scratch", zeros, persistent=False)
+
+    def forward(self, x):
+        self.scratch = x.detach().mean(0)
+        self.mean = 0.9 * self.mean + 0.1 * self.scratch
+        return (x - self.mean) * self.scale
+
+
+@wrong("running-mean", "scratch asks for a gradient: it was computed from an x that asks")
+class OnlyMeanDetached(Registered):
+    """Only what is saved has to be detached."""
+
+    def forward(self, x):
+        self.scratch = x.mean(0)
+        self.mean = 0.9 * self.mean + 0.1 * self.scratch.detach()
+        return (x - self.mean) * self.scale
+
+
+@wrong("running-mean", "It asks for a gradient, so an optimizer would train it")
+class TrainedMean(FrozenParameter):
+    """Everything that belongs to a layer is a Parameter."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.mean = nn.Parameter(torch.zeros(size))
+
+
+@wrong("running-mean", "should be float32")
+class DoubleFromTheStart(Registered):
+    """More digits are always better."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.double()
+
+
+@wrong("running-mean", "should have the shape (3,)")
+class AsARow(Registered):
+    """One number for each column is a table with one row."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.scale = nn.Parameter(torch.ones(1, size))
