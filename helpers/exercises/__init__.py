@@ -192,8 +192,9 @@ def _restore(settings: dict[str, Any]) -> None:
     torch.set_grad_enabled(settings["gradient mode"])
     torch.set_default_dtype(settings["default dtype"])
     torch.autograd.set_detect_anomaly(settings["anomaly mode"])
-    if torch.get_default_device() != settings["default device"]:  # once set, it slows every call
-        torch.set_default_device(settings["default device"])
+    if torch.get_default_device() != settings["default device"]:
+        # None is the CPU without the mode that a default device is, which sees every call.
+        torch.set_default_device(None if settings["default device"].type == "cpu" else settings["default device"])
 
 
 def table(answer: Any, seen: Mapping[str, Any], beliefs: Mapping[tuple[str, Any], str]) -> None:

@@ -90,7 +90,7 @@ def new_numbers_in_the_old_parameters(model, classes):
 @right("new-head")
 def with_lbfgs(model, classes):
     model.requires_grad_(False)
-    model.head = nn.Sequential(nn.Dropout(0.1), nn.Linear(model.head.in_features, classes))
+    model.head = nn.Linear(model.head.in_features, classes)
     return torch.optim.LBFGS(model.head.parameters())
 
 
@@ -129,7 +129,7 @@ def frozen_last(model, classes):
     return torch.optim.SGD(model.head.parameters(), lr=0.1, momentum=0.9)
 
 
-@wrong("new-head", "still holds 2 parameters")
+@wrong("new-head", "holds 2 parameters of the old head")
 def added(model, classes):
     """What is added to an optimizer takes the place of what it held under that name."""
     optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1, momentum=0.9)
@@ -179,6 +179,191 @@ def only_if_it_differs(model, classes):
     return torch.optim.SGD(model.head.parameters(), lr=0.1)
 
 
+@right("new-head")
+def a_lazy_one(model, classes):
+    model.requires_grad_(False)
+    model.head = nn.LazyLinear(classes)
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+@right("new-head")
+def with_the_body_in_eval_mode(model, classes):
+    model.body.eval().requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.SGD(model.head.parameters(), lr=0.1)
+
+
+@right("new-head")
+def with_an_optimizer_of_its_own(model, classes):
+    class Descent(torch.optim.Optimizer):
+        def step(self):
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for p in group["params"]:
+                        p -= group["lr"] * p.grad
+
+    model.requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    return Descent(model.head.parameters(), {"lr": 0.1})
+
+
+@wrong("new-head", "has no bias")
+def without_a_bias(model, classes):
+    """A bias makes no difference."""
+    model.requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes, bias=False)
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+@wrong("new-head", "its body gives 3 numbers a row")
+def four_inputs(model, classes):
+    """What fits one model fits every one."""
+    model.requires_grad_(False)
+    model.head = nn.Linear(4, classes)
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+@wrong("new-head", "Still asking: body.overhead.weight")
+def its_first_layer(model, classes):
+    """A body is its first layer."""
+    model.body[0].requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+@wrong("new-head", "Still asking: body.overhead.weight")
+def all_but_the_last_two(model, classes):
+    """The head comes last among the parameters."""
+    for parameter in list(model.parameters())[:-2]:
+        parameter.requires_grad = False
+    model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+@wrong("new-head", "is a Sequential")
+def with_softmax(model, classes):
+    """A head for classes ends with softmax."""
+    model.requires_grad_(False)
+    model.head = nn.Sequential(nn.Linear(model.head.in_features, classes), nn.Softmax(1))
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+@wrong("new-head", "leave forward as it was")
+def another_forward(model, classes):
+    """A model should give probabilities."""
+    optimizer = built_last(model, classes)
+    model.forward = lambda x: model.head(model.body(x)).softmax(1)
+    return optimizer
+
+
+@wrong("new-head", "in eval mode")
+def frozen_by_eval_too(model, classes):
+    """eval() belongs to freezing."""
+    model.eval()
+    return built_last(model, classes)
+
+
+@wrong("new-head", "itself changes the numbers of body.0.weight")
+def body_of_zeros(model, classes):
+    """A frozen layer does nothing."""
+    for parameter in model.body.parameters():
+        parameter.data.zero_()
+    return built_last(model, classes)
+
+
+@wrong("new-head", "look at its learning rate")
+def rate_of_zero(model, classes):
+    """The rate that freezes the body leaves the head alone."""
+    built_last(model, classes)
+    return torch.optim.SGD(model.parameters(), lr=0.0)
+
+
+@wrong("new-head", "holds 1 parameter of the old head")
+def the_old_bias_too(model, classes):
+    """The bias of the old head is that of the new one."""
+    old = model.head.bias
+    built_last(model, classes)
+    return torch.optim.SGD([*model.head.parameters(), old], lr=0.1)
+
+
+@wrong("new-head", "holds 2 parameters that the model does not have")
+def made_twice(model, classes):
+    """Two layers made in the same way are the same layer."""
+    built_last(model, classes)
+    twin = nn.Linear(model.head.in_features, classes)
+    return torch.optim.SGD([*model.head.parameters(), *twin.parameters()], lr=0.1)
+
+
+@right("late-freeze")
+def body_in_eval_mode(model, optimizer):
+    model.body.requires_grad_(False).eval()
+    for parameter in model.body.parameters():
+        del parameter.grad
+
+
+@wrong("late-freeze", "its old .grad was still there")
+def of_the_first_group(model, optimizer):
+    """An optimizer has one group."""
+    model.body.requires_grad_(False)
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = None
+
+
+@wrong("late-freeze", "With Adam body.0.0.weight still moves")
+def of_the_last_group(model, optimizer):
+    """The groups of an optimizer have the order of the layers."""
+    model.body.requires_grad_(False)
+    for parameter in optimizer.param_groups[-1]["params"]:
+        parameter.grad = None
+
+
+@wrong("late-freeze", "its old .grad was still there")
+def the_first_four(model, optimizer):
+    """The body comes first in the optimizer."""
+    model.body.requires_grad_(False)
+    for parameter in optimizer.param_groups[0]["params"][:4]:
+        parameter.grad = None
+
+
+@wrong("late-freeze", "IndexError")
+def layers_by_number(model, optimizer):
+    """Every body is made like the first that I saw."""
+    for layer in (model.body[0], model.body[2]):
+        layer.requires_grad_(False)
+        layer.zero_grad()
+
+
+@wrong("late-freeze", "itself changes the numbers of body.0.weight")
+def of_zeros(model, optimizer):
+    """A frozen layer does nothing."""
+    for parameter in model.body.parameters():
+        parameter.data.zero_()
+    grad_none(model, optimizer)
+
+
+@wrong("late-freeze", "itself changes the numbers of body.0.weight")
+def against_the_drift(model, optimizer):
+    """What drifts can be set back beforehand."""
+    for parameter in model.body.parameters():
+        parameter.data.mul_(1.00001)
+    grad_none(model, optimizer)
+
+
+@wrong("late-freeze", "in eval mode")
+def all_in_eval_mode(model, optimizer):
+    """eval() belongs to freezing."""
+    grad_none(model, optimizer)
+    model.eval()
+
+
+@wrong("late-freeze", "still asks: freeze it by its flag")
+def only_out_of_the_groups(model, optimizer):
+    """What the optimizer does not hold is frozen."""
+    body = set(model.body.parameters())
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter not in body]
+
+
 @right("late-freeze")
 def grad_none(model, optimizer):
     for parameter in model.body.parameters():
@@ -211,7 +396,6 @@ def taken_out_of_the_groups(model, optimizer):
 def as_it_drifted(model, optimizer):
     """A gradient of zero is no gradient."""
     optimizer.zero_grad(set_to_none=False)
-    model.body.eval()
     model.body.requires_grad_(False)
 
 
@@ -237,7 +421,7 @@ def no_weight_decay(model, optimizer):
         group["weight_decay"] = 0
 
 
-@wrong("late-freeze", "still asks")
+@wrong("late-freeze", "still asks: freeze it by its flag")
 def gradient_only(model, optimizer):
     """A gradient that is taken away does not come again."""
     for parameter in model.body.parameters():
@@ -416,7 +600,7 @@ def added_and_not_returned(model, rate, optimizer=None):
     what_is_missing(model, rate, optimizer)
 
 
-@wrong("two-rates", "RuntimeError")
+@wrong("two-rates", "compare by identity, with id(p)")
 def by_equality(model, rate, optimizer=None):
     """in finds the same object."""
     if optimizer is None:
@@ -433,4 +617,95 @@ def rates_set_again(model, rate, optimizer=None):
     optimizer = what_is_missing(model, rate, optimizer)
     for group in optimizer.param_groups:
         group["lr"] = rate
+    return optimizer
+
+
+@wrong("two-rates", "itself changes the numbers")
+def all_from_zero(model, rate, optimizer=None):
+    """New training begins at zero."""
+    for parameter in model.parameters():
+        parameter.data.fill_(0.0)
+    return everything_from_the_start(model, rate, optimizer)
+
+
+@wrong("two-rates", "the optimizer that you returned does not hold it")
+def by_shape(model, rate, optimizer=None):
+    """Parameters of the same shape are the same."""
+    if optimizer is None:
+        return what_is_missing(model, rate)
+    held = [p.shape for group in optimizer.param_groups for p in group["params"]]
+    for part, lr in ((model.head, rate), (model.body, rate / 10)):
+        new = [p for p in part.parameters() if p.requires_grad and p.shape not in held]
+        optimizer.add_param_group({"params": new, "lr": lr})
+    return optimizer
+
+
+@wrong("two-rates", "head.body_like.weight moves at the rate 0.002; it should be 0.02")
+def by_other_letters(model, rate, optimizer=None):
+    """What has body in its name is the body."""
+    if optimizer:
+        return optimizer
+    groups = [{"params": [p], "lr": rate / 10 if "body" in name else rate} for name, p in model.named_parameters()]
+    return torch.optim.SGD(groups, lr=rate, momentum=0.9)
+
+
+@wrong("two-rates", "head.body_like.weight moves at the rate 0.002; it should be 0.02")
+def the_last_two(model, rate, optimizer=None):
+    """The head are the last two parameters."""
+    *body, weight, bias = model.parameters()
+    groups = [{"params": [weight, bias]}, {"params": body, "lr": rate / 10}]
+    return optimizer or torch.optim.SGD(groups, lr=rate, momentum=0.9)
+
+
+@wrong("two-rates", "AttributeError")
+def a_weight_and_a_bias(model, rate, optimizer=None):
+    """A head is one layer."""
+    groups = [{"params": [model.head.weight, model.head.bias]}, {"params": model.body.parameters(), "lr": rate / 10}]
+    return optimizer or torch.optim.SGD(groups, lr=rate, momentum=0.9)
+
+
+MADE = {}
+
+
+@wrong("two-rates", "the optimizer that you returned does not hold it")
+def remembered(model, rate, optimizer=None):
+    """The function is called for one model only, so it knows the optimizer already."""
+    if optimizer is None:
+        MADE["optimizer"] = everything_from_the_start(model, rate)
+    return MADE["optimizer"]
+
+
+@wrong("two-rates", "nesterov=True")
+def with_nesterov(model, rate, optimizer=None):
+    """Nesterov is what is meant by momentum."""
+    groups = [{"params": model.head.parameters()}, {"params": model.body.parameters(), "lr": rate / 10}]
+    return optimizer or torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
+
+
+@wrong("two-rates", "moves otherwise than SGD would move it at the rate 0.01, with momentum 0.9")
+def another_momentum(model, rate, optimizer=None):
+    """A little more momentum makes no difference."""
+    groups = [{"params": model.head.parameters()}, {"params": model.body.parameters(), "lr": rate / 10}]
+    return optimizer or torch.optim.SGD(groups, lr=rate, momentum=0.9001)
+
+
+@wrong("two-rates", "its learning rate is 0")
+def rate_by_flag(model, rate, optimizer=None):
+    """The rate of a group is looked up again when flags change."""
+    if optimizer is not None:
+        return optimizer
+    parts = ((p, rate if part is model.head else rate / 10) for part in model.children() for p in part.parameters())
+    groups = [{"params": [p], "lr": lr * p.requires_grad} for p, lr in parts]
+    return torch.optim.SGD(groups, momentum=0.9)
+
+
+@right("two-rates")
+def groups_with_names(model, rate, optimizer=None):
+    names = {"head": rate, "body": rate / 10}
+    if optimizer is None:
+        parts = [{"params": [], "lr": lr, "name": name} for name, lr in names.items()]
+        optimizer = torch.optim.SGD(parts, momentum=0.9)
+    for group in optimizer.param_groups:
+        part = model.get_submodule(group["name"])
+        group["params"] = [p for p in part.parameters() if p.requires_grad]
     return optimizer
