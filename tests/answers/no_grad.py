@@ -107,7 +107,7 @@ def statistics_put_back(adapter, backbone, head, x):
     return output
 
 
-@wrong("cut-off-adapter", "leads nowhere")
+@wrong("cut-off-adapter", "was not recorded, or was cut off")
 def as_it_was(adapter, backbone, head, x):
     """no_grad around a part freezes that part only."""
     hidden = adapter(x)
@@ -116,7 +116,7 @@ def as_it_was(adapter, backbone, head, x):
     return head(features)
 
 
-@wrong("cut-off-adapter", "leads nowhere")
+@wrong("cut-off-adapter", "does not bring the way back")
 def asked_again(adapter, backbone, head, x):
     """A result that asks again is connected again."""
     with torch.no_grad():
@@ -144,7 +144,7 @@ def eval_alone(adapter, backbone, head, x):
     return head(backbone(adapter(x)))
 
 
-@wrong("cut-off-adapter", "running_mean and 1.running_var moved")
+@wrong("cut-off-adapter", "1.running_mean is not what it was")
 def flags_alone(adapter, backbone, head, x):
     """requires_grad_(False) holds everything in a module still."""
     backbone.requires_grad_(False)
@@ -174,7 +174,7 @@ def all_frozen_but_the_head(adapter, backbone, head, x):
     return head(backbone(adapter(x)))
 
 
-@wrong("cut-off-adapter", "they went around it")
+@wrong("cut-off-adapter", "gradient of adapter.weight differs from")
 def around_the_backbone(adapter, backbone, head, x):
     """Any gradient that arrives at the adapter will do."""
     backbone.eval()
@@ -184,7 +184,7 @@ def around_the_backbone(adapter, backbone, head, x):
     return head(features + (hidden - hidden.detach()).mean(1, keepdim=True))
 
 
-@wrong("cut-off-adapter", "leave them where they are")
+@wrong("cut-off-adapter", "backbone.0.weight is another object")
 def buffers_instead(adapter, backbone, head, x):
     """A buffer is a frozen parameter."""
     backbone.eval()
@@ -390,3 +390,317 @@ def a_list(backbone, batches):
     """A list of tensors is as good as a tensor."""
     with torch.no_grad():
         return [copy.deepcopy(backbone).eval()(batch) for batch in batches]
+
+
+@right("cut-off-adapter")
+def norm_layers_in_eval(adapter, backbone, head, x):
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.eval()
+    backbone.requires_grad_(False)
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "in all of the backbone")
+def if_it_asks(adapter, backbone, head, x):
+    """What is frozen is in eval mode."""
+    if next(backbone.parameters()).requires_grad:
+        backbone.eval().requires_grad_(False)
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "eval() holds the statistics, not the parameters")
+def if_it_trains(adapter, backbone, head, x):
+    """What is in eval mode is frozen."""
+    if backbone.training:
+        backbone.eval().requires_grad_(False)
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "neither in train nor in eval mode")
+def norm_layers_of_the_first_level(adapter, backbone, head, x):
+    """A model has its layers on one level."""
+    for layer in backbone.children():
+        if isinstance(layer, torch.nn.BatchNorm1d):
+            layer.eval()
+    backbone.requires_grad_(False)
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "is not iterable")
+def layer_by_layer(adapter, backbone, head, x):
+    """Every network is a Sequential."""
+    backbone.requires_grad_(False).eval()
+    hidden = adapter(x)
+    for layer in backbone:
+        hidden = layer(hidden)
+    return head(hidden)
+
+
+@wrong("cut-off-adapter", "gradient of adapter.weight is not what it was before the call")
+def backward_of_its_own(adapter, backbone, head, x):
+    """The function that computes the output calls backward, too."""
+    backbone.requires_grad_(False).eval()
+    output = head(backbone(adapter(x)))
+    output.sum().backward(retain_graph=True)
+    return output
+
+
+@wrong("cut-off-adapter", "the adapter is in another mode now")
+def everything_in_eval(adapter, backbone, head, x):
+    """In eval mode nothing is lost: the layers that learn go on learning."""
+    for part in (adapter, backbone, head):
+        part.eval()
+    backbone.requires_grad_(False)
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "not a torch.float64 tensor")
+def more_exactly(adapter, backbone, head, x):
+    """Gradients need double precision."""
+    backbone.requires_grad_(False).eval()
+    return head(backbone(adapter(x))).double()
+
+
+@wrong("cut-off-adapter", "x is not what it was before")
+def an_input_that_asks(adapter, backbone, head, x):
+    """A gradient comes back only as far as the input asks."""
+    backbone.requires_grad_(False).eval()
+    return head(backbone(adapter(x.requires_grad_(True))))
+
+
+@wrong("cut-off-adapter", "adapter.weight has other values than before")
+def a_step_by_hand(adapter, backbone, head, x):
+    """The function that computes the output moves the weights, too."""
+    backbone.requires_grad_(False).eval()
+    output = head(backbone(adapter(x)))
+    for parameter in [*adapter.parameters(), *head.parameters()]:
+        parameter.data = parameter.data - 0.1
+    return output
+
+
+@wrong("cut-off-adapter", "1.running_mean is not what it was")
+def statistics_reset(adapter, backbone, head, x):
+    """Statistics have to be as in a new layer."""
+    backbone.requires_grad_(False)
+    output = head(backbone(adapter(x)))
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.running_mean = torch.zeros_like(module.running_mean)
+    return output
+
+
+@wrong("cut-off-adapter", "1.num_batches_tracked is not what it was")
+def no_momentum(adapter, backbone, head, x):
+    """The running mean and variance are all that BatchNorm keeps."""
+    backbone.requires_grad_(False)
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.momentum = 0.0
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "backbone.1.track_running_stats is not what it was before")
+def no_tracking(adapter, backbone, head, x):
+    """The switch for statistics is track_running_stats."""
+    backbone.requires_grad_(False)
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.track_running_stats = False
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "1.running_mean is not what it was")
+def no_statistics(adapter, backbone, head, x):
+    """Statistics that are not there cannot move."""
+    backbone.requires_grad_(False)
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "was not recorded, or was cut off")
+def cut_behind(adapter, backbone, head, x):
+    """detach() is how a part is held still."""
+    backbone.requires_grad_(False).eval()
+    return head(backbone(adapter(x)).detach())
+
+
+@wrong("cut-off-adapter", "adapter.bias has no gradient, though others of the adapter have one")
+def bias_cut_off(adapter, backbone, head, x):
+    """A bias is a constant."""
+    backbone.requires_grad_(False).eval()
+    return head(backbone(torch.nn.functional.linear(x, adapter.weight, adapter.bias.detach())))
+
+
+@wrong("cut-off-adapter", "gradient of adapter.weight differs from")
+def larger_gradient(adapter, backbone, head, x):
+    """An adapter behind a frozen part needs a larger gradient."""
+    backbone.requires_grad_(False).eval()
+    hidden = adapter(x)
+    hidden.register_hook(lambda gradient: gradient * 3)
+    return head(backbone(hidden))
+
+
+@right("head-features")
+@torch.inference_mode(False)
+def twin_without_flags(backbone, batches):
+    twin = copy.deepcopy(backbone).requires_grad_(False)
+    twin.train(False)
+    return torch.vstack([twin(batch) for batch in batches])
+
+
+@wrong("head-features", "module '0' was in eval mode before, and is in train mode now")
+def modes_by_kind(backbone, batches):
+    """Layers of one kind are in one mode."""
+    modes = {type(module): module.training for module in backbone.modules()}
+    backbone.eval()
+    with torch.no_grad():
+        features = torch.cat([backbone(batch) for batch in batches])
+    for module in backbone.modules():
+        module.training = modes[type(module)]
+    return features
+
+
+@wrong("head-features", "module '0' was in train mode before, and is in eval mode now")
+def modes_of_norm_layers(backbone, batches):
+    """Only BatchNorm has a mode that matters."""
+    modes = [(m, m.training) for m in backbone.modules() if m is backbone or isinstance(m, torch.nn.BatchNorm1d)]
+    backbone.eval()
+    with torch.no_grad():
+        features = torch.cat([backbone(batch) for batch in batches])
+    for module, training in modes:
+        module.training = training
+    return features
+
+
+@wrong("head-features", "the backbone itself was in train mode before, and is in eval mode now")
+def modes_of_the_parts(backbone, batches):
+    """The mode of a model is that of its layers."""
+    modes = [(module, module.training) for _, module in list(backbone.named_modules())[1:]]
+    backbone.eval()
+    with torch.no_grad():
+        features = torch.cat([backbone(batch) for batch in batches])
+    for module, training in modes:
+        module.training = training
+    return features
+
+
+@wrong("head-features", "moved: no_grad and inference_mode leave")
+def nothing_to_do_in_eval(backbone, batches):
+    """A model with training=False is in eval mode, all of it."""
+    if backbone.training:
+        return each_mode_noted(backbone, batches)
+    with torch.no_grad():
+        return torch.cat([backbone(batch) for batch in batches])
+
+
+@wrong("head-features", "same number of dimensions")
+def squeezed(backbone, batches):
+    """squeeze() takes nothing away from a batch of features."""
+    twin = copy.deepcopy(backbone).eval()
+    with torch.no_grad():
+        return torch.cat([twin(batch).squeeze() for batch in batches])
+
+
+@wrong("head-features", "must match the existing size")
+def four_rows_each(backbone, batches):
+    """All batches but the last have the size of the first in the example."""
+    twin, features = copy.deepcopy(backbone).eval(), torch.zeros(10, 4)
+    with torch.no_grad():
+        for number, batch in enumerate(batches):
+            features[4 * number : 4 * number + len(batch)] = twin(batch)
+    return features
+
+
+@wrong("head-features", "0.weight is another object than before")
+def parameters_replaced(backbone, batches):
+    """A parameter that is made anew with the same numbers is the same."""
+    features = each_mode_noted(backbone, batches)
+    for module in backbone.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, torch.nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+    return features
+
+
+@wrong("head-features", "_forward_hooks is not what it was before")
+def hook_left_behind(backbone, batches):
+    """A hook ends with the function that made it."""
+    rows = []
+    backbone.register_forward_hook(lambda module, args, output: rows.append(output))
+    each_mode_noted(backbone, batches)
+    return torch.cat(rows)
+
+
+@wrong("head-features", "the gradient of 0.weight is not what it was before the call")
+def gradients_cleared(backbone, batches):
+    """Before a network runs, its gradients are cleared."""
+    backbone.zero_grad()
+    return each_mode_noted(backbone, batches)
+
+
+@wrong("head-features", "the batches ask for a gradient now")
+def batches_that_ask(backbone, batches):
+    """A head learns only if the data asks."""
+    for batch in batches:
+        batch.requires_grad_()
+    return each_mode_noted(backbone, batches)
+
+
+MEMORY = torch.empty(100, 4)
+
+
+@wrong("head-features", "changed in the next")
+def memory_used_again(backbone, batches):
+    """A slice of a tensor is a tensor of its own."""
+    rows = sum(map(len, batches))
+    MEMORY[:rows] = each_mode_noted(backbone, batches)
+    return MEMORY[:rows]
+
+
+@wrong("head-features", "leaves torch with another gradient mode")
+def recording_on_at_the_end(backbone, batches):
+    """Recording was on before, wherever I am called."""
+    modes = [(module, module.training) for module in backbone.modules()]
+    torch.set_grad_enabled(False)
+    features = torch.cat([backbone.eval()(batch) for batch in batches])
+    torch.set_grad_enabled(True)
+    for module, training in modes:
+        module.training = training
+    return features
+
+
+@wrong("head-features", "dropout is on")
+def only_norm_layers_in_eval(backbone, batches):
+    """BatchNorm is the only layer that has a mode."""
+    twin = copy.deepcopy(backbone)
+    for module in twin.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.eval()
+    with torch.no_grad():
+        return torch.cat([twin(batch) for batch in batches])
+
+
+@wrong("head-features", "The statistics of each batch went into")
+def only_dropout_in_eval(backbone, batches):
+    """On a copy BatchNorm does no harm in train mode."""
+    twin = copy.deepcopy(backbone).train()
+    twin[3][2].eval()
+    with torch.no_grad():
+        return torch.cat([twin(batch) for batch in batches])
+
+
+@wrong("head-features", "with nothing done to it after")
+def made_positive(backbone, batches):
+    """Features come after an activation."""
+    return each_mode_noted(backbone, batches).relu()
+
+
+@wrong("head-features", "1.running_mean has other values than before")
+def statistics_of_a_new_layer(backbone, batches):
+    """BatchNorm uses its statistics when they have been reset."""
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.reset_running_stats()
+    return each_mode_noted(backbone, batches)
