@@ -164,6 +164,7 @@ def test_every_belief_about_a_prediction_is_a_wrong_guess(lesson, monkeypatch):
             with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
                 exec(compile(cell["source"], cell["id"], "exec"), names)
     monkeypatch.undo()
+    torch.set_default_dtype(torch.float32)  # a lesson may have set another
     assert list(asked) == list(module.lesson.predictions) and asked
     for name, (guess, seen) in asked.items():
         predict = module.lesson.predict

@@ -195,7 +195,7 @@ def test_an_answer_is_checked_and_kept(page, lab):
     answer = cells.nth(number)
     run(page, cells.first)
     run(page, answer, WRONG)
-    answer.get_by_text("0.bias still asks: a layer may have several parameters.").wait_for()
+    answer.get_by_text("0.bias still asks: a layer may have several parameters, some of them deeper in it.").wait_for()
     run(page, answer, RIGHT)
     answer.get_by_text("still-trains: right").wait_for()
     saved(page, lab[0] / ALWAYS)

@@ -43,7 +43,7 @@ def test_the_lessons_lines_load_the_file(file, offline):
     cell = next(cell for cell in lessons.read(LESSON)["cells"] if cell["id"] == "real")
     source, swapped = re.subn(r"^# (from helpers|net = )", r"\1", cell["source"], flags=re.MULTILINE)
     assert swapped == 2
-    names = {"resnet18": resnet18}
+    names = {"resnet18": resnet18, "torch": torch}
     exec(source, names)
     assert (names["net"].conv1.weight == 0.25).all() and names["net"].training
     assert all(parameter.requires_grad for parameter in names["net"].parameters())
