@@ -83,8 +83,9 @@ class Lesson:
         self._tell(name, lambda: examine(answer), follows)
 
     def predict(self, name: str, guess: Any, seen: Any) -> None:
-        """Print whether ``guess`` is what was ``seen``, and the belief behind it if it is not."""
+        """Print whether ``guess`` is what was ``seen``, and the belief behind it if it is not. Of a dict the values."""
         beliefs = _find(self.predictions, name)
+        seen = list(seen.values()) if isinstance(seen, dict) else seen
 
         def examine() -> None:
             parts = guess if isinstance(guess, list | tuple) else [guess]
