@@ -184,7 +184,7 @@ def _settings() -> dict[str, Any]:
     return {
         "gradient mode": torch.is_grad_enabled(),
         "default dtype": torch.get_default_dtype(),
-        "default device": torch.get_default_device(),
+        "default device": torch.empty(0).device,  # get_default_device() raises in 2.9 once None was set
         "anomaly mode": torch.is_anomaly_enabled(),
     }
 
@@ -193,7 +193,7 @@ def _restore(settings: dict[str, Any]) -> None:
     torch.set_grad_enabled(settings["gradient mode"])
     torch.set_default_dtype(settings["default dtype"])
     torch.autograd.set_detect_anomaly(settings["anomaly mode"])
-    if torch.get_default_device() != settings["default device"]:
+    if torch.empty(0).device != settings["default device"]:
         # None is the CPU without the mode that a default device is, which sees every call.
         torch.set_default_device(None if settings["default device"].type == "cpu" else settings["default device"])
 
