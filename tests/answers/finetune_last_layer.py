@@ -320,7 +320,7 @@ def frozen_last(model, train):
     steps(model, *train.tensors, torch.optim.SGD(model.fc.parameters(), lr=1e-2, momentum=0.9), 60)
 
 
-@wrong("head-for-new-digits", "take more or larger steps")
+@wrong("head-for-new-digits", "take more steps, or others in size")
 def too_few(model, train):
     """A head on ready features is trained in a few steps of any size."""
     freeze(model)
@@ -364,3 +364,39 @@ def images_changed(model, train):
     """The images are mine."""
     train.tensors[0].mul_(2).sub_(1)
     as_in_the_lesson(model, train)
+
+
+@wrong("drifting-backbone", "a setting or a hook was left")
+def other_eps(model, optimizer, batches):
+    """What the state_dict does not have does not count."""
+    model.eval()
+    epochs(model, optimizer, batches)
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eps = 1.0
+
+
+@wrong("drifting-backbone", "conv1.weight among them")
+def everything_trained(model, optimizer, batches):
+    """To train well, train everything."""
+    model.requires_grad_(True)
+    epochs(model, torch.optim.SGD(model.parameters(), lr=0.1), batches)
+
+
+@wrong("head-for-new-digits", "a setting or a hook was left")
+def another_activation(model, train):
+    """Only numbers count as the backbone."""
+    model.relu = nn.Tanh()
+    as_in_the_lesson(model, train)
+
+
+@wrong("head-for-new-digits", "a setting or a hook was left")
+def by_position(model, train):
+    """The images come in the order of the digits."""
+    as_in_the_lesson(model, train)
+    model.forward = lambda x: nn.functional.one_hot(torch.arange(len(x)) * 5 // len(x), 5).double()
+
+
+wrong("which-entries-move", "SGD takes frozen parameters")(
+    MOVES | {"all, decay, eval(): conv1.weight": "raises"}, "An optimizer refuses frozen parameters."
+)
