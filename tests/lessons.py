@@ -42,6 +42,11 @@ def paths() -> list[Path]:
     return sorted(FOLDER.rglob("[!.]*.ipynb"))
 
 
+def anchor(heading: str) -> str:
+    """The fragment by which JupyterLab finds a heading."""
+    return heading.replace(" ", "-")
+
+
 def canonical(notebook: dict) -> dict:
     """``notebook`` in the one form that is committed: only what is compared or shown, whoever saved it with what."""
     notebook = rejoin_lines(copy.deepcopy(notebook))

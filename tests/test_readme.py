@@ -4,6 +4,7 @@ import doctest
 import re
 import runpy
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -33,15 +34,17 @@ def test_minutes_are_those_of_the_lessons():
         assert re.search(rf"^\| {re.escape(name)} \| {minutes} \|", teachers, re.M), name
 
 
-def test_the_index_names_sections_that_are_there():
-    rows = re.findall(
-        r"^\| .* \| \[(\d\d)\]\((\S+)\) \| (.*) \|$", (lessons.FOLDER / "INDEX.md").read_text("utf-8"), re.M
-    )
-    assert len(rows) > 50 and {file for _, file, _ in rows} == {path.name for path in lessons.FOLDER.glob("*.ipynb")}
-    for number, file, section in rows:
+def test_the_index_links_to_sections_that_are_there():
+    index = (lessons.FOLDER / "INDEX.md").read_text("utf-8")
+    rows = re.findall(r"^\| .* \| (\[(\d\d)\]\((\S+)\) \| \[(.*)\]\(\S+\)) \|$", index, re.M)
+    assert len(rows) == len(re.findall(r"^\| .*ipynb", index, re.M)) > 50
+    assert {file for _, _, file, _ in rows} == {path.name for path in lessons.FOLDER.glob("*.ipynb")}
+    for row, number, file, section in rows:
         cells = lessons.read(lessons.FOLDER / file)["cells"]
         headings = re.findall(r"^## (.*)$", "\n\n".join(cell["source"] for cell in cells), re.M)
         assert file.startswith(number) and section in headings, (file, section)
+        place = quote(lessons.anchor(section.replace("`", "")), safe="?,.'=:!")
+        assert row == f"[{number}]({file}) | [{section}]({file}#{place})"
 
 
 def test_its_picture_is_the_one_drawn_now_and_its_words_say_what_it_shows(tmp_path):
