@@ -141,6 +141,19 @@ def test_an_operation_without_parameters_belongs_with_the_one_before_it():
     assert modules["MaxPool2DWithIndicesBackward0", "bn1"] == 1
 
 
+def test_an_operation_before_all_modules_belongs_to_the_model():
+    net = nn.Linear(2, 2)
+    found = graph(net(torch.ones(1, 2, requires_grad=True).exp()), net)
+    (module,) = (node["module"] for _, node in found.nodes(data=True) if node["name"] == "ExpBackward0")
+    assert module == ""
+
+
+def test_an_operation_on_parameters_at_different_depths_belongs_to_the_one_around_them():
+    net = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.ModuleDict({"c": nn.Linear(2, 2)})})
+    found = graph(net["a"].weight * net["b"]["c"].weight, net)
+    assert found.nodes[0]["module"] == ""
+
+
 def test_an_operation_on_parameters_of_two_modules_belongs_to_the_one_around_them():
     class Tower(nn.Module):
         def __init__(self):
@@ -197,6 +210,41 @@ def test_a_frozen_parameter_that_cannot_be_known_stays_a_nameless_pruned_input()
         "MulBackward0": 1,
         "AddBackward0": 1,
     }
+
+
+class Affine(nn.Module):
+    """An addmm whose parameters go by other names than a Linear's."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift, self.kernel = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, 2))
+
+    def forward(self, x):
+        return torch.addmm(self.shift, x, self.kernel)
+
+
+def test_a_frozen_parameter_that_is_kept_is_a_leaf_whatever_its_name():
+    net = Affine()
+    net.kernel.requires_grad_(False)
+    found = graph(net(torch.ones(1, 2, requires_grad=True)), net)
+    assert leaves(found, frozen=True) == {"kernel"} and kinds(found)["pruned"] == 0
+
+
+def test_what_a_module_has_not_is_no_missing_bias():
+    net = Affine()
+    found = graph(net(torch.ones(1, 2)), net)
+    assert leaves(found, frozen=False) == {"shift", "kernel"} and kinds(found)["pruned"] == 1
+    net.shift.requires_grad_(False)
+    assert kinds(graph(net(torch.ones(1, 2)), net))["pruned"] == 2  # the shift, which is not kept, and x
+
+
+def test_every_node_tells_the_same_things():
+    net = three_layers()
+    nodes = [node for _, node in graph(net(torch.ones(1, 4)), net).nodes(data=True)]
+    facts = {"kind", "name", "parameter", "frozen", "shape", "saved_bytes", "module"}
+    assert all(node.keys() == facts for node in nodes)
+    assert {node["shape"] for node in nodes if node["kind"] != "leaf"} == {None}
+    assert {node["name"] for node in nodes if node["kind"] == "pruned"} == {"None"}
 
 
 def test_a_layer_without_bias_has_no_pruned_input_for_it():
@@ -452,7 +500,14 @@ def test_a_tensor_without_history_says_why(output, says):
 
 @pytest.mark.parametrize(
     ("output", "says"),
-    [(3.0, "float"), (nn.Linear(1, 1), "Linear"), ([], "nothing"), (None, "nothing"), (["a"], "str")],
+    [
+        (3.0, "float"),
+        (nn.Linear(1, 1), "Linear"),
+        ([], "got nothing"),
+        (None, "got nothing"),
+        (["a"], "str"),
+        ([torch.ones(1), 1, "a"], "got Tensor, int, str"),
+    ],
 )
 def test_only_tensors_have_a_graph(output, says):
     with pytest.raises(TypeError, match=says):
@@ -554,14 +609,40 @@ def test_many_inputs_widen_the_figure():
     assert ax.get_xlim() == pytest.approx((-width / 2 - 18, xs[-1] + width / 2 + 18))
 
 
+def arrows(ax):
+    """For every arrow its place in points: where it starts, where its head ends, and the part of it farthest left."""
+    ax.figure.canvas.draw()
+    to_points = ax.transData.inverted()
+    found = [artist for artist in ax.get_children() if isinstance(artist, FancyArrowPatch)]
+    areas = [arrow.get_tightbbox().transformed(to_points) for arrow in found]
+    return [(area.y1, area.y0, area.x0) for area in areas]
+
+
+def test_an_arrow_runs_from_the_lower_edge_of_a_box_to_the_upper_edge_of_another():
+    y = torch.ones(1, requires_grad=True).sin()
+    ax = draw(graph(y))
+    (start, end, _), *others = arrows(ax)
+    above, below = [box.transformed(ax.transData.inverted()) for _, box in sorted(boxes(ax), key=lambda b: -b[1].y0)]
+    assert others == []
+    assert start == pytest.approx(above.y0, abs=1) and end == pytest.approx(below.y1, abs=1)
+
+
 def test_an_arrow_past_other_boxes_is_seen_beside_them():
     y = torch.ones(1, requires_grad=True).sin()
-    ax = draw(graph(y.cos().exp() + y))
-    ax.figure.canvas.draw()
-    passed = [area.x0 for text, area in boxes(ax) if text.get_text().startswith(("Cos", "Exp"))]
-    arrows = [artist for artist in ax.get_children() if isinstance(artist, FancyArrowPatch)]
-    assert len(passed) == 2 and len(arrows) == 5
-    assert sum(arrow.get_window_extent().x0 < min(passed) for arrow in arrows) == 1
+    ax = draw(graph((y.cos().exp() + y).sin()))
+    lefts = sorted(left for _, _, left in arrows(ax))
+    placed = [(text.get_text()[:3], box.transformed(ax.transData.inverted())) for text, box in boxes(ax)]
+    passed = [box.x0 for name, box in placed if name in ("Cos", "Exp")]
+    assert len(passed) == 2 and len(lefts) == 6
+    assert min(passed) - 18 < lefts[0] < min(passed) - 6 and lefts[1] > max(passed)
+
+
+def test_an_arrow_bends_for_what_is_in_its_way_only():
+    """Not for boxes beside its line, nor for those in the rows of its ends."""
+    x, side = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
+    ax = draw(graph(((x.sin() * side).cos() * side).exp()))
+    found = [artist for artist in ax.get_children() if isinstance(artist, FancyArrowPatch)]
+    assert [arrow.get_connectionstyle().rad for arrow in found] == [0] * 7
 
 
 def test_kinds_differ_without_color_too():
@@ -577,6 +658,19 @@ def test_kinds_differ_without_color_too():
     faces, edges = zip(*[(face, edge) for ((face, *edge),) in looks.values()], strict=True)
     assert len(set(faces)) == len(set(map(tuple, edges))) == 5
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["trainable", "frozen", "mixed"]
+
+
+def test_the_legend_shows_the_boxes_as_they_are():
+    ax = drawn("op")
+    shown = {
+        (box.get_facecolor(), box.get_edgecolor(), box.get_linewidth())
+        for box in (t.get_bbox_patch() for t in ax.texts)
+    }
+    legend = ax.get_legend()
+    assert {
+        (patch.get_facecolor(), patch.get_edgecolor(), patch.get_linewidth()) for patch in legend.get_patches()
+    } == shown
+    assert {text.get_fontsize() for text in legend.get_texts()} == {8} and not legend.get_frame_on()
 
 
 def test_by_module_draws_resnet18_in_blocks():
