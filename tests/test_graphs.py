@@ -149,9 +149,10 @@ def test_an_operation_before_all_modules_belongs_to_the_model():
 
 
 def test_an_operation_on_parameters_at_different_depths_belongs_to_the_one_around_them():
-    net = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.ModuleDict({"c": nn.Linear(2, 2)})})
-    found = graph(net["a"].weight * net["b"]["c"].weight, net)
-    assert found.nodes[0]["module"] == ""
+    net = nn.ModuleDict({"a": nn.Linear(2, 2)})
+    net["a"].inner = nn.Linear(2, 2)
+    found = graph(net["a"].weight * net["a"].inner.weight, net)
+    assert found.nodes[0]["module"] == "a"
 
 
 def test_an_operation_on_parameters_of_two_modules_belongs_to_the_one_around_them():
