@@ -14,6 +14,9 @@ lab: .venv/ready ## open the lessons in JupyterLab, on this machine only
 test: .venv/ready ## run the tests of helpers, strict nbval over every notebook, and the rules for notebooks
 	$(PY) -m pytest $(ARGS)
 
+quick: .venv/ready ## compare every notebook as nbval does, with kernels forked from one process that holds torch (Linux)
+	$(PY) -m pytest -p tests.fast $(or $(ARGS),notebooks)
+
 test-lab: .venv/ready ## run every notebook in JupyterLab in Chromium, as a student does
 	$(PY) -m pytest -n 0 -m "lab or not lab" tests/test_lab.py $(ARGS)
 
@@ -67,4 +70,4 @@ endif
 	$(PY) -m pip install --editable '.[site]'
 	@touch $@
 
-.PHONY: help lab test test-lab site test-site save lint stable matrix mutate bench weights
+.PHONY: help lab test quick test-lab site test-site save lint stable matrix mutate bench weights
