@@ -49,8 +49,9 @@ matrix: .venv/ready ## run everything on the oldest and newest versions, other t
 mutate: .venv/ready ## delete or flip statements of the lessons at random, and print what no output noticed
 	$(PY) -m tests.mutate $(ARGS)
 
-bench: .venv/ready ## measure helpers beside other tools (those of the extra 'bench' that are installed)
+bench: .venv/ready ## measure helpers, then the lessons' verification, beside other tools (those of the extra 'bench')
 	$(PY) -m tests.bench
+	$(PY) -m tests.bench_notebooks $(ARGS)
 
 weights: .venv/ready ## pretrain the small network of helpers.digits again
 	$(PY) -m helpers.digits

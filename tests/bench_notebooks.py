@@ -58,7 +58,7 @@ def measured(*command, module=None):
     variables = os.environ | {"OMP_NUM_THREADS": "1"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=variables, capture_output=True, text=True)
+    done = subprocess.run([*map(str, command)], cwd=ROOT, env=variables, capture_output=True, text=True)
     wall = time.perf_counter() - start
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -72,13 +72,17 @@ def measured(*command, module=None):
 def bounds(paths):
     """The wall and CPU seconds of the cells alone, and with the import of torch."""
     code = f"from tests.bench_notebooks import Path, plain; plain([Path(name) for name in {list(map(str, paths))}])"
-    wall, cpu, *torch = map(float, measured("-c", code)[-1].split())
+    result = measured(sys.executable, "-c", code)
+    if isinstance(result, str):
+        sys.exit(f"The cells do not run in one plain process: {result}")
+    wall, cpu, *torch = map(float, result[-1].split())
     return (wall, cpu), (wall + torch[0], cpu + torch[1])
 
 
 def suite(paths):
     """Rows of a tool, its wall and CPU seconds, both over the bound, and whether it compares outputs."""
-    pytest = ["-m", "pytest", "-q"]
+    pytest = [sys.executable, "-m", "pytest", "-q"]
+    nbconvert = [sys.executable, "-m", "nbconvert", "--execute", "--to=notebook"]
     alone, whole = bounds(paths)
     with tempfile.TemporaryDirectory() as folder:
         tools = {
@@ -88,11 +92,8 @@ def suite(paths):
             "make test: nbval -n 2": (measured(*pytest, *paths), "yes"),
             "nbval": (measured(*pytest, "-n", 0, *paths), "yes"),
             "nbmake": (measured(*pytest, "-c", os.devnull, "--nbmake", *paths, module="nbmake"), "no"),
-            "nbconvert --execute": (
-                measured("-m", "nbconvert", "--execute", "--to=notebook", f"--output-dir={folder}", *paths),
-                "no",
-            ),
-            "papermill": (measured("-c", PAPERMILL, folder, *paths, module="papermill"), "no"),
+            "nbconvert --execute": (measured(*nbconvert, f"--output-dir={folder}", *paths), "no"),
+            "papermill": (measured(sys.executable, "-c", PAPERMILL, folder, *paths, module="papermill"), "no"),
         }
     for name, (result, compares) in tools.items():
         if isinstance(result, str):
@@ -107,7 +108,7 @@ def single(path):
     (alone, _), (whole, _) = bounds([path])
     told = []
     for target in ("quick", "test"):
-        result = measured("-c", f"import subprocess; subprocess.run(['make', '{target}', 'ARGS={path} -q'], check=True)")
+        result = measured("make", target, f"ARGS={path} -q")
         told.append(result if isinstance(result, str) else f"{result[0]:.1f}")
     return path.stem, f"{alone:.1f}", f"{1.3 * alone + 2:.1f}", f"{1.3 * whole + 2:.1f}", *told
 

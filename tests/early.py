@@ -1,4 +1,4 @@
-"""Loaded before every other plugin of pytest (pyproject.toml names it): what nbval would import and nothing here needs."""
+"""Loaded before pytest's other plugins (pyproject.toml names it): what nbval would import and nothing here needs."""
 
 import sys
 

@@ -1,8 +1,8 @@
 """The same nbval with kernels forked from one process that already holds torch: ``make quick``.
 
 ``pytest -p tests.fast`` collects, runs and compares as ever; only a kernel starts in another way. One fault can hide
-from it: a lesson that uses one of ``MORE``, or a submodule that these import, and does not import it itself. So the gate
-is ``make test``. Linux only: elsewhere a process that holds torch cannot be forked safely.
+from it: a lesson that uses a submodule which ``MORE`` has imported, and does not import it itself. So the gate is
+``make test``. Linux only: elsewhere a process that holds torch cannot be forked safely.
 """
 
 import gc
@@ -31,6 +31,7 @@ def pytest_addoption(pluginmanager):
     """Start at pytest's first hook, so that torch is imported while pytest imports nbval."""
     if sys.platform != "linux":
         raise pytest.UsageError("tests.fast forks a process that holds torch, which is safe on Linux only: make test")
+    pluginmanager.set_blocked("hypothesispytest")  # at the end it imports hypothesis, which no notebook uses
     if ADDRESS not in os.environ:  # set where xdist starts a worker: all of them share one process
         pluginmanager.register(Holder())
 
@@ -69,6 +70,9 @@ def call(message):
 
 
 def pytest_configure():
+    import nbval.kernel
+
+    nbval.kernel.pformat = str  # which lays out every message for a log, read or not: half of nbval's own time
     factory = KernelProvisionerFactory.instance(default_provisioner_name="forked")
     factory.provisioners["forked"] = EntryPoint("forked", "tests.fast:Forked", factory.GROUP_NAME)
 
@@ -81,7 +85,7 @@ class Forked(LocalProvisioner):
 
 
 class Kernel:
-    """What jupyter_client asks of a ``subprocess.Popen``. The connection closes when the kernel ends, however it does."""
+    """What jupyter_client asks of a ``subprocess.Popen``. However the kernel ends, its connection closes."""
 
     stdin = stdout = stderr = None
 

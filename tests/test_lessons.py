@@ -309,7 +309,17 @@ def verdict(request, saved, tmp_path_factory):
     held = unsaved("import sys; print('torch' in sys.modules)")
     held["cells"][0].update(execution_count=1, outputs=[stream(f"{request.param == 'make quick'}\n")])
     put(folder / "held.ipynb", held)
-    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-q", *RUNNERS[request.param]]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *RUNNERS[request.param],
+        "-p",
+        "conftest",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+    ]
     command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "--nbval-cell-timeout=10", str(folder)]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     failed = sum(cell is not None for _, cell in PLANTED.values())
