@@ -94,7 +94,7 @@ class Kernel:
             self.connection = call(request)
             self.pid = self.connection.recv()
         except (OSError, EOFError) as error:
-            raise RuntimeError("The process that holds torch has ended: see what it printed.") from error
+            raise pytest.exit.Exception("The process that holds torch has ended: see what it printed.", 1) from error
 
     def poll(self):
         return 1 if self.connection.poll() else None
@@ -119,12 +119,11 @@ def hold(names):
     gc.freeze()  # what is never collected is not copied by each fork
 
 
-def serve():
+def serve(parent):
     """Fork for every request. Returns in the forked process, with the request and the connection to keep open."""
-    parent = os.getppid()
     listener = socket.socket(fileno=0)
     listener.settimeout(1)
-    while os.getppid() == parent:
+    while os.getppid() == parent:  # else pytest was killed
         try:
             connection = Connection(listener.accept()[0].detach())
         except TimeoutError:
@@ -142,10 +141,11 @@ def serve():
 
 
 def main():
+    pytest_is = os.getppid()
     # A kernel ends when this process does. ipykernel reads it when it is imported.
     os.environ["JPY_PARENT_PID"] = str(os.getpid())
     hold(FIRST)
-    (command, variables, folder), connection = serve()
+    (command, variables, folder), connection = serve(pytest_is)
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(nothing, standard)
