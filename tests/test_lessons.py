@@ -320,7 +320,7 @@ def verdict(request, saved, tmp_path_factory):
         "no:cacheprovider",
         "-q",
     ]
-    command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "--nbval-cell-timeout=10", str(folder)]
+    command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "--nbval-cell-timeout=30", str(folder)]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     failed = sum(cell is not None for _, cell in PLANTED.values())
     assert f"{failed} failed, {4 * len(PLANTED) - failed + 1} passed" in told, told
