@@ -14,6 +14,9 @@ lab: .venv/ready ## open the lessons in JupyterLab, on this machine only
 test: .venv/ready ## run the tests of helpers, strict nbval over every notebook, and the rules for notebooks
 	$(PY) -m pytest $(ARGS)
 
+quick: .venv/ready ## compare every notebook as nbval does, with kernels forked from one process that holds torch (Linux)
+	$(PY) -m pytest -p tests.fast $(or $(ARGS),notebooks)
+
 test-lab: .venv/ready ## run every notebook in JupyterLab in Chromium, as a student does
 	$(PY) -m pytest -n 0 -m "lab or not lab" tests/test_lab.py $(ARGS)
 
@@ -46,8 +49,9 @@ matrix: .venv/ready ## run everything on the oldest and newest versions, other t
 mutate: .venv/ready ## delete or flip statements of the lessons at random, and print what no output noticed
 	$(PY) -m tests.mutate $(ARGS)
 
-bench: .venv/ready ## measure helpers beside other tools (those of the extra 'bench' that are installed)
+bench: .venv/ready ## measure helpers, then the lessons' verification, beside other tools (those of the extra 'bench')
 	$(PY) -m tests.bench
+	$(PY) -m tests.bench_notebooks $(ARGS)
 
 weights: .venv/ready ## pretrain the small network of helpers.digits again
 	$(PY) -m helpers.digits
@@ -67,4 +71,4 @@ endif
 	$(PY) -m pip install --editable '.[site]'
 	@touch $@
 
-.PHONY: help lab test test-lab site test-site save lint stable matrix mutate bench weights
+.PHONY: help lab test quick test-lab site test-site save lint stable matrix mutate bench weights

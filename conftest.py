@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+from pathlib import Path
 
 import pytest
 from nbval.plugin import IPyNbCell
@@ -10,6 +11,11 @@ from PIL import Image, ImageChops
 
 # Before torch is imported, here and in the kernels: the same sums on every machine, and no fight over two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """None for a single file, whose tests stay on one worker anyway: starting it would take longer than a lesson."""
+    return 0 if len(config.args) == 1 and Path(config.args[0].partition("::")[0]).is_file() else 2
 
 
 @pytest.hookimpl(wrapper=True)

@@ -258,30 +258,72 @@ def replace(cell, old, new):
     return lambda cells: cells[cell].update(source=cells[cell]["source"].replace(old, new))
 
 
+def rewrite(cell, source, *outputs):
+    return lambda cells: cells[cell].update(source=source, outputs=list(outputs))
+
+
+def add(cell, line):
+    return lambda cells: cells[cell].update(source=f"{cells[cell]['source']}\n{line}")
+
+
+SPAWN = """\
+import multiprocessing
+with multiprocessing.get_context("spawn").Pool(2) as pool:
+    print(pool.map(abs, [-1, -2]))"""
 # What is changed, and the cell that must fail.
 PLANTED = {
     "nothing": (lambda cells: None, None),
     "output": (lambda cells: cells[0]["outputs"][0].update(text="3\n"), 0),
+    "result": (lambda cells: cells[3].update(source="4"), 3),
     "error": (lambda cells: cells[1]["outputs"][0].update(evalue="by two"), 1),
     "slope": (replace(2, "[0, 2]", "[0, 3]"), 2),
     "label": (replace(2, "'slope'", "'line'"), 2),
     "color, which only the picture shows": (replace(2, "label=", "color='k', label="), 2),
     "picture of another version": (lambda cells: figure(cells).update({"image/png": png("Matplotlib 3.9.0")}), None),
+    "error that is no more": (replace(1, "1 / 0", "pass"), 1),
+    "error that is new": (replace(0, "(2)", "(two)"), 0),
+    "import": (replace(2, "import matplotlib.pyplot as plt\n", ""), 2),
+    "line more": (add(0, "print(3)"), 0),
+    "line of stderr": (add(0, "import sys; print(1, file=sys.stderr)"), 0),
+    "stream": (lambda cells: cells[0]["outputs"][0].update(name="stderr"), 0),
+    "order": (rewrite(3, "display(1, 2)", display(text_plain="2"), display(text_plain="1")), 3),
+    "order of kinds, which says nothing": (lambda cells: cells[2]["outputs"].reverse(), None),
+    "end: the cell hangs": (add(3, "while True: pass"), 3),
+    "end: the kernel dies": (add(3, "import os; os._exit(1)"), 3),
+    "worker: two processes of its own": (rewrite(3, SPAWN, stream("[1, 2]\n")), None),
 }
+RUNNERS = {"nbval": [], "make quick": ["-p", "tests.fast"]}
 
 
-@pytest.fixture(scope="module")
-def verdict(saved, tmp_path_factory):
+@pytest.fixture(scope="module", params=RUNNERS)
+def verdict(request, saved, tmp_path_factory):
     """What strict nbval, with this project's own settings, says of the saved notebook after each change."""
+    if request.param == "make quick" and sys.platform != "linux":
+        pytest.skip("forks on Linux only")
     folder = tmp_path_factory.mktemp("planted")
     for number, (change, _) in enumerate(PLANTED.values()):
         notebook = lessons.read(saved)
         change(notebook["cells"])
         put(folder / f"{number}.ipynb", notebook)
-    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-q"]
-    command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), str(folder)]
+    # That the second runner is not the first again: its kernels are forked from a process that holds torch.
+    held = unsaved("import sys; print('torch' in sys.modules)")
+    held["cells"][0].update(execution_count=1, outputs=[stream(f"{request.param == 'make quick'}\n")])
+    put(folder / "held.ipynb", held)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *RUNNERS[request.param],
+        "-p",
+        "conftest",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+    ]
+    command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "--nbval-cell-timeout=30", str(folder)]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-    assert f"5 failed, {4 * len(PLANTED) - 5} passed" in told, told
+    failed = sum(cell is not None for _, cell in PLANTED.values())
+    assert f"{failed} failed, {4 * len(PLANTED) - failed + 1} passed" in told, told
     return told
 
 
