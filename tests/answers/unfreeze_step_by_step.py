@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from helpers import freeze, unfreeze
@@ -167,7 +168,16 @@ def the_first_rate(model, optimizer):
     optimizer.add_param_group({"params": model.layer4.parameters(), "lr": optimizer.defaults["lr"] / 10})
 
 
-@wrong("unfreeze-a-stage", "fc.weight moves at the rate 0.005; it should be 0.05")
+@wrong("unfreeze-a-stage", "so they normalize by the batch at hand")
+def without_tracking(model, optimizer):
+    """A norm layer that tracks no statistics uses those that it has."""
+    by_unfreeze(model, optimizer)
+    for layer in model.layer4.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.track_running_stats = False
+
+
+@wrong("unfreeze-a-stage", "fc.weight moves otherwise than SGD moves it at the rate 0.05")
 def all_slower(model, optimizer):
     """A rate belongs to the whole optimizer."""
     model.layer4.requires_grad_(True)
@@ -200,7 +210,7 @@ def added_by_hand_twice(model, optimizer):
     optimizer.param_groups[0]["params"] += list(model.layer4.parameters())
 
 
-@wrong("unfreeze-a-stage", "the next ones are not")
+@wrong("unfreeze-a-stage", "the next is not")
 def without_momentum(model, optimizer):
     """What is new begins without momentum."""
     model.layer4.requires_grad_(True)
@@ -313,6 +323,57 @@ class ALinear(nn.Linear):
         state = {name: value for name, value in self.state_dict().items() if name not in "AB"}
         linear.load_state_dict(state | {"weight": self.weight + self.B @ self.A})
         return linear
+
+
+@right("low-rank-update")
+class Parametrized(nn.Module):
+    """With torch's own parametrizations."""
+
+    class Plus(nn.Module):
+        def __init__(self, shape, rank):
+            super().__init__()
+            self.A, self.B = nn.Parameter(torch.randn(rank, shape[1])), nn.Parameter(torch.zeros(shape[0], rank))
+
+        def forward(self, weight):
+            return weight + self.B @ self.A
+
+    def __init__(self, linear, rank):
+        super().__init__()
+        self.linear = copy.deepcopy(linear).requires_grad_(False)
+        register_parametrization(self.linear, "weight", self.Plus(linear.weight.shape, rank))
+
+    def forward(self, x):
+        return self.linear(x)
+
+    def merged(self):
+        linear = nn.Linear(self.linear.in_features, self.linear.out_features, bias=self.linear.bias is not None)
+        state = {name: value for name, value in self.linear.state_dict().items() if name == "bias"}
+        linear.load_state_dict(state | {"weight": self.linear.weight})
+        return linear
+
+
+@wrong("low-rank-update", "The linear that was given has the parameters")
+class InsideTheLinear(nn.Module):
+    """What is added to a layer belongs into it."""
+
+    def __init__(self, linear, rank):
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        linear.A = nn.Parameter(torch.randn(rank, linear.in_features))
+        linear.B = nn.Parameter(torch.zeros(linear.out_features, rank))
+
+    def forward(self, x):
+        return self.linear(x) + x @ self.linear.A.T @ self.linear.B.T
+
+
+@wrong("low-rank-update", "merged() gives other outputs than the module")
+class MergedOnce(TwoMatrices):
+    """What was merged follows the matrices."""
+
+    def merged(self):
+        if "layer" not in vars(self):
+            vars(self)["layer"] = super().merged()
+        return self.layer
 
 
 @wrong("low-rank-update", "one of them begins with zeros")
@@ -443,7 +504,9 @@ class AlwaysABias(TwoMatrices):
     def merged(self):
         linear = nn.Linear(self.linear.in_features, self.linear.out_features)
         linear.weight.data = self.linear.weight + self.B @ self.A
-        linear.bias.data = 0 if self.linear.bias is None else self.linear.bias.data.clone()
+        linear.bias.data = (
+            torch.zeros(linear.out_features) if self.linear.bias is None else self.linear.bias.data.clone()
+        )
         return linear
 
 
@@ -532,6 +595,18 @@ def something_that_asks(backbone, blocks, x):
     return checkpoint(lambda features, _: blocks(features), backbone(x), asking, use_reentrant=True)
 
 
+@right("checkpoint-behind-a-frozen-part")
+def only_the_last_blocks(backbone, blocks, x):
+    return checkpoint(blocks[2:], blocks[:2](backbone(x)), use_reentrant=False)
+
+
+@wrong("checkpoint-behind-a-frozen-part", "Under no_grad nothing is recorded")
+def under_no_grad(backbone, blocks, x):
+    """The frozen part and all behind it belong in no_grad."""
+    with torch.no_grad():
+        return blocks(backbone(x))
+
+
 @wrong("checkpoint-behind-a-frozen-part", "only the inputs decide whether anything is recorded")
 def the_old_kind(backbone, blocks, x):
     """Checkpointing changes memory, and never gradients."""
@@ -563,7 +638,7 @@ def the_result_asks(backbone, blocks, x):
     return checkpoint(blocks, backbone(x), use_reentrant=True).requires_grad_()
 
 
-@wrong("checkpoint-behind-a-frozen-part", "at most half was asked for")
+@wrong("checkpoint-behind-a-frozen-part", "at most two thirds were asked for")
 def no_checkpoint(backbone, blocks, x):
     """The gradients are what counts."""
     return blocks(backbone(x))
@@ -581,7 +656,7 @@ def without_the_random_state(backbone, blocks, x):
     return checkpoint(blocks, backbone(x), use_reentrant=False, preserve_rng_state=False)
 
 
-@wrong("checkpoint-behind-a-frozen-part", "their activations are kept elsewhere")
+@wrong("checkpoint-behind-a-frozen-part", "the activations are kept elsewhere")
 def packed_away(backbone, blocks, x):
     """What is not on the device is not kept."""
     with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept.clone(), lambda kept: kept):
@@ -594,7 +669,7 @@ def in_eval_mode(backbone, blocks, x):
     return checkpoint(blocks.eval(), backbone(x), use_reentrant=False)
 
 
-@wrong("checkpoint-behind-a-frozen-part", "at most half was asked for")
+@wrong("checkpoint-behind-a-frozen-part", "at most two thirds were asked for")
 def the_first_block(backbone, blocks, x):
     """The first block is the large one."""
     return blocks[1:](checkpoint(blocks[0], backbone(x), use_reentrant=False))
