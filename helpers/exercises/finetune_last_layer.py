@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from helpers import digits, freeze, watch
-from helpers.exercises import Lesson, NotYet, raises, run, table
+from helpers.exercises import Lesson, NotYet, kind, raises, run, table
 
 lesson = Lesson()
 check, predict, progress = lesson.check, lesson.predict, lesson.progress
@@ -147,7 +147,7 @@ def drifting_backbone(answer):
     run(answer, model, torch.optim.SGD(model.fc.parameters(), lr=0.1), batches)
     _same_data(batches, handed)
     _nothing_else_moved(model, started)
-    head = dict(model.fc.named_parameters())
+    head = dict(_head(model).named_parameters())
     if head.keys() != {"weight", "bias"}:
         raise NotYet("The head that was handed over is to be trained, and to be model.fc in the end as well.")
     for mode, epochs, reason in (
@@ -181,18 +181,24 @@ def drifting_backbone(answer):
 def head_for_new_digits(answer):
     model = digits.pretrained()
     train, test = digits.few(20, classes=(9, 8, 7, 6, 5), seed=1)
-    started, handed = copy.deepcopy(model), copy.deepcopy(train.tensors)
+    old_head, started, handed = model.fc, copy.deepcopy(model), copy.deepcopy(train.tensors)
     given = run(answer, model, train)
     _same_data([train.tensors], [handed])
     _nothing_else_moved(model, started)
-    before, now = started.fc.state_dict(), model.fc.state_dict()
+    before, now = started.fc.state_dict(), _head(model).state_dict()
     if before.keys() == now.keys() and all(torch.equal(before[name], now[name]) for name in now):
         if isinstance(given, nn.Module) and given is not model:
             raise NotYet("The model that was given is as it was. Change it, and not a copy of it.")
         raise NotYet("The model that was given still has its old head, and nothing moved.")
+    if not all(torch.equal(before[name], value) for name, value in old_head.state_dict().items()):
+        raise NotYet(
+            "The old head was trained in place of a new one, and reads the old digits no more. Assign a new layer to "
+            "model.fc, and train that."
+        )
     if not all(torch.isfinite(value).all() for value in now.values()):
         raise NotYet("The head holds numbers that are not finite: the steps are too large, so take a smaller lr.")
     _same_features(model, started)
+    run(model, test.tensors[0][:1])  # a head that does not fit is told in its own words
     order = torch.randperm(len(test))  # the images lie in the order of the digits
     reads = digits.accuracy(model, TensorDataset(*test[order]))
     told = f"it reads {round(reads * len(test))} of {len(test)} other images, and {LOWEST:.0%} are wanted"
@@ -212,6 +218,12 @@ def _same_data(batches, handed):
     ]
     if len(batches) != len(handed) or not all(torch.equal(new, old) for new, old in pairs):
         raise NotYet("The images or labels that were given have changed: work on copies of them.")
+
+
+def _head(model):
+    if not isinstance(head := getattr(model, "fc", None), nn.Module):
+        raise NotYet(f"In the end model.fc is to be the trained head, and it is {kind(head)}: put the head back.")
+    return head
 
 
 def _moved_outside_head(model, started):

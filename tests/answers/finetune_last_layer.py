@@ -286,6 +286,69 @@ def two_layers(model, train):
     steps(model, *train.tensors, torch.optim.Adam(model.fc.parameters(), lr=1e-2), 60)
 
 
+@right("head-for-new-digits")
+def put_back_in_the_end(model, train):
+    """Asked for is what the model is in the end, and there it reads in eval mode."""
+    before = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("fc.")}
+    model.requires_grad_(False)
+    model.fc = nn.Linear(64, 5)
+    steps(model, *train.tensors, torch.optim.Adam(model.fc.parameters(), lr=1e-2), 60)
+    model.load_state_dict(before, strict=False)
+
+
+@right("head-for-new-digits")
+def a_copy_of_the_old_head(model, train):
+    freeze(model)
+    model.fc = copy.deepcopy(model.fc).requires_grad_(True)
+    steps(model, *train.tensors, torch.optim.Adam(model.fc.parameters(), lr=1e-2), 60)
+
+
+@wrong("head-for-new-digits", "The old head was trained in place of a new one")
+def the_old_head_trained(model, train):
+    """Five classes are five classes: the old layer fits."""
+    model.requires_grad_(False).eval()
+    model.fc.requires_grad_(True)
+    steps(model, *train.tensors, torch.optim.Adam(model.fc.parameters(), lr=1e-2), 60)
+
+
+@wrong("head-for-new-digits", "The old head was trained in place of a new one")
+def the_old_weight_in_a_new_layer(model, train):
+    """A new layer around the old weight is a new head."""
+    freeze(model)
+    old, model.fc = model.fc, nn.Linear(64, 5)
+    model.fc.weight = old.weight.requires_grad_(True)
+    steps(model, *train.tensors, torch.optim.Adam(model.fc.parameters(), lr=1e-2), 60)
+
+
+@wrong("head-for-new-digits", "it is None: put the head back")
+def no_head_left(model, train):
+    """The head that was trained need not be in the model."""
+    freeze(model)
+    model.fc = nn.Identity()
+    features, labels = model(train.tensors[0]), train.tensors[1]
+    head, model.fc = nn.Linear(64, 5), None
+    steps(head, features, labels, torch.optim.Adam(head.parameters(), lr=1e-2), 60)
+
+
+@wrong("head-for-new-digits", "same dtype")
+def half_precision(model, train):
+    """A head in half precision fits any backbone."""
+    freeze(model)
+    model.fc = nn.Identity()
+    features, labels = model(train.tensors[0]).bfloat16(), train.tensors[1]
+    model.fc = nn.Linear(64, 5, dtype=torch.bfloat16)
+    steps(model.fc, features, labels, torch.optim.Adam(model.fc.parameters(), lr=1e-2), 60)
+
+
+@wrong("drifting-backbone", "it is None: put the head back")
+def the_head_taken_out(model, optimizer, batches):
+    """With the head taken out, the backbone is safe."""
+    head, model.fc = model.fc, nn.Identity()
+    model.eval()
+    epochs(head, optimizer, [(model(images), labels) for images, labels in batches])
+    model.fc = None
+
+
 @wrong("head-for-new-digits", "They are buffers")
 def in_train_mode(model, train):
     """Flags off is frozen."""
