@@ -146,8 +146,7 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
 
     # The backbone, frozen and without its head, goes once over this process's part of the images.
     freeze(model.eval())
-    name = last_linear(model)
-    width = model.get_submodule(name).in_features
+    name, old_head = last_linear(model)
     model.set_submodule(name, nn.Identity())
     part = DataLoader(
         Subset(dataset, range(rank, images, world)),
@@ -158,7 +157,7 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
         features, labels = cache_features(model.to(device), part).tensors
 
     torch.manual_seed(options.seed)
-    head = nn.Linear(width, len(classes))
+    head = nn.Linear(old_head.in_features, len(classes))
     model.set_submodule(name, head.to(device))
     optimizer = torch.optim.SGD(head.parameters(), lr=options.lr, momentum=0.9)
     first = 0
@@ -218,12 +217,12 @@ def load(data: str, name: str | None) -> tuple[nn.Module, Dataset, list[str]]:
     return model, dataset, dataset.classes
 
 
-def last_linear(model: nn.Module) -> str:
-    """The qualified name of the head: the last Linear layer."""
-    names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
-    if not names:
+def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
+    """The head and its qualified name."""
+    named = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    if not named:
         raise Problem(f"{type(model).__name__} has no Linear layer as its head: choose another --model")
-    return names[-1]
+    return named[-1]
 
 
 def readers() -> int:
