@@ -19,7 +19,10 @@ split. So any number of processes gives the same weights, up to the order in whi
 differs by less than 1e-5 between 1, 2 and 3 processes.
 
 After every epoch process 0 writes the checkpoint. The same command, also with another number of processes, goes on from
-it; ``torchrun --max-restarts 3`` does so by itself. Features are not kept: a restart computes them again.
+it. Features are not kept: a restart computes them again. To let torchrun start again by itself, say so, and that the
+new processes are not to find the addresses of the dead ones (https://github.com/pytorch/pytorch/issues/135712)::
+
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone --max-restarts 3 --nproc-per-node 2 -m ...
 """
 
 import argparse
@@ -112,14 +115,18 @@ def join(backend: str, seconds: float) -> torch.device:
         return device
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
-    except (dist.DistError, ValueError) as error:
-        rank, world, host, port = (os.environ.get(k) for k in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    except ValueError as error:
+        sys.exit(f"train_head: {error}")
+    except RuntimeError as error:
+        rank, world, host, port = (os.environ[k] for k in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
         advice = (
-            f"port {port} is taken: choose another --master-port, or on one machine torchrun --standalone"
-            if "EADDRINUSE" in str(error)
-            else f"not all {world} processes met at {host}:{port} within {seconds:g} s (--timeout). Were all started, "
-            "with the same address, port and number of processes, and can they reach it?"
+            f"not all {world} processes met at {host}:{port} within {seconds:g} s (--timeout). Were all started, with the "
+            "same address, port and number of processes, and can they reach it?"
         )
+        if "EADDRINUSE" in str(error):
+            advice = f"port {port} is taken: choose another --master-port, or on one machine torchrun --standalone"
+        elif int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+            advice += " After a restart by torchrun: start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
         sys.exit(f"train_head: process {rank}: {first_line(error)}\n{advice}")
     return device
 
