@@ -120,8 +120,8 @@ def join(backend: str, seconds: float) -> torch.device:
     except RuntimeError as error:
         rank, world, host, port = (os.environ[k] for k in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
         advice = (
-            f"not all {world} processes met at {host}:{port} within {seconds:g} s (--timeout). Were all started, with the "
-            "same address, port and number of processes, and can they reach it?"
+            f"not all {world} processes met at {host}:{port} within {seconds:g} s (--timeout). Were all started, with "
+            "the same address, port and number of processes, and can they reach it?"
         )
         if "EADDRINUSE" in str(error):
             advice = f"port {port} is taken: choose another --master-port, or on one machine torchrun --standalone"
