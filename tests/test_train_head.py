@@ -238,7 +238,7 @@ def test_a_worker_killed_in_a_step_costs_that_epoch_only(tmp_path, few):
     assert time.monotonic() - begin < 30
     assert killed.code == -signal.SIGKILL
     assert other.code == 1 and "train_head: process 0 of 2 lost the others: " in other.text
-    assert "The same command goes on from the last --checkpoint." in other.text
+    assert "The same command goes on from the --checkpoint, if it has one." in other.text
     assert not (tmp_path / "out").exists() and weights(tmp_path / "head")["done"] == 1
     ended = start(tmp_path, "--output", tmp_path / "out", *options, prepare=[(few_digits,)])
     assert [process.code for process in ended] == [0, 0] and "epochs done: 1 of 3" in ended[0].text
@@ -361,13 +361,16 @@ def damage(photos):
         (lambda photos: photos.rename(photos.with_name("moved")), "No such file or directory: '{photos}'"),
         (remove_classes, "Couldn't find any class folder in {photos}"),
         (empty, "Found no valid file for the classes cat. Supported extensions are: .jpg"),
-        (damage, "dog/c.png"),
+        (
+            damage,
+            "PIL.UnidentifiedImageError: cannot identify image file <_io.BufferedReader name='{photos}/dog/c.png'>",
+        ),
     ],
 )
 def test_a_folder_that_is_not_as_it_should_be(photos, tmp_path, spoil, named):
     spoil(photos)
     said = alone("--data", photos, "--model", "shufflenet_v2_x0_5", "--output", tmp_path / "out")
-    assert said.startswith("train_head: ") and named.format(photos=photos) in said
+    assert said.startswith("train_head: ") and named.format(photos=photos) in said and "\n" not in said
 
 
 def test_a_model_without_weights_or_without_that_name(photos, tmp_path, monkeypatch):
@@ -402,6 +405,7 @@ def test_nccl_without_a_gpu(monkeypatch, tmp_path):
         (["--output", "out", "--timeout", "0"], "--timeout must be above 0, not 0.0"),
         (["--output", "out", "--model", "resnet18"], "the digits have their own small network: leave --model out"),
         (["--output", "out", "--backend", "mpi"], "invalid choice: 'mpi'"),
+        (["--output", "out", "--checkpoint", "out"], "--output and --checkpoint must be two files"),
     ],
 )
 def test_options_that_make_no_sense(options, named, capsys):
@@ -410,9 +414,12 @@ def test_options_that_make_no_sense(options, named, capsys):
 
 
 @pytest.mark.parametrize("option", ["--output", "--checkpoint"])
-def test_a_file_in_a_folder_that_is_not_there(option, tmp_path, few):
+def test_what_cannot_be_written_is_said_before_training(option, tmp_path, few):
     said = alone("--output", tmp_path / "out", option, tmp_path / "no" / "file")
-    assert said == f"train_head: there is no folder {tmp_path / 'no'} for file"
+    assert said == f"train_head: [Errno 2] No such file or directory: '{tmp_path}/no/file.unfinished'"
+    said = alone("--output", tmp_path / "out", option, tmp_path)
+    assert said == f"train_head: {tmp_path} is a folder: name a file"
+    assert [*tmp_path.iterdir()] == []
 
 
 # Checkpoints ----------------------------------------------------------------------------------------------------------
