@@ -496,7 +496,7 @@ def _synchronized(ddp: DistributedDataParallel) -> list[torch.Tensor]:
     # them are not needed, and take no memory on the meta device.
     with _OnMeta():
         buckets = ddp.reducer._get_zeros_like_grad_buckets()
-    return [*ddp._delay_all_reduce_params, *(parameter for bucket in buckets for parameter in bucket.parameters())]
+    return [parameter for bucket in buckets for parameter in bucket.parameters()]
 
 
 class _OnMeta(TorchDispatchMode):

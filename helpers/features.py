@@ -118,7 +118,7 @@ def _without_repeats(loader: Any, rows: int) -> int:
     # Another number of rows: the loader left out the last batch, or makes several rows of an example.
     if not isinstance(sampler, DistributedSampler) or rows != len(sampler):
         return rows
-    return min(rows, len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas)))  # type: ignore[arg-type]
+    return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
 
 
 def _first(names: list[str]) -> str:

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torchvision import models
 
-from helpers import digits, train_head
+from helpers import digits, freeze, train_head
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["helpers.train_head", "helpers.digits"])
@@ -153,10 +153,10 @@ def photos(tmp_path, monkeypatch):
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), (50 * number, 100, 255 - 50 * number)).save(file)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    url = models.ShuffleNet_V2_X0_5_Weights.DEFAULT.url
+    url = models.MobileNet_V3_Small_Weights.DEFAULT.url
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.manual_seed(0)
-    torch.save(models.shufflenet_v2_x0_5().state_dict(), tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2])
+    torch.save(models.mobilenet_v3_small().state_dict(), tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2])
     return tmp_path / "photos"
 
 
@@ -182,13 +182,30 @@ def test_one_two_and_three_processes_give_the_same_weights(tmp_path, capsys):
     assert said.startswith("2000 images of 5 classes, processes: 1, epochs done: 0 of 2\ntrainable params: 325 ||")
 
 
+def test_one_process_gives_the_weights_of_the_plain_loop(tmp_path, few):
+    alone("--output", tmp_path / "out", "--epochs", 3, "--batch-size", 15)
+    model = digits.pretrained()
+    freeze(model)
+    torch.manual_seed(0)
+    model.fc = torch.nn.Linear(64, 5)
+    optimizer = torch.optim.SGD(model.fc.parameters(), lr=0.01, momentum=0.9)
+    images, labels = digits.few(10)[0].tensors
+    for epoch in range(3):
+        for batch in torch.randperm(50, generator=torch.Generator().manual_seed(epoch)).split(15):
+            loss = torch.nn.functional.cross_entropy(model(images[batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    torch.testing.assert_close(weights(tmp_path / "out"), model.state_dict(), rtol=0, atol=TOLERANCE)
+
+
 def test_a_folder_of_images_and_a_batch_of_which_a_process_has_none(tmp_path, photos):
-    options = ["--data", photos, "--model", "shufflenet_v2_x0_5", "--epochs", 2, "--batch-size", 1, "--lr", 0.1]
+    options = ["--data", photos, "--model", "mobilenet_v3_small", "--epochs", 2, "--batch-size", 1, "--lr", 0.1]
     assert alone("--output", tmp_path / "1", *options) is None
     ended = start(tmp_path, "--output", tmp_path / "2", *options, prepare=[(set_variable, "TORCH_HOME", tmp_path)])
     assert [process.code for process in ended] == [0, 0], ended
     assert_same(tmp_path / "1", tmp_path / "2")
-    models.shufflenet_v2_x0_5(num_classes=2).load_state_dict(weights(tmp_path / "2"))
+    models.mobilenet_v3_small(num_classes=2).load_state_dict(weights(tmp_path / "2"))
 
 
 def test_stopped_and_resumed_is_as_never_stopped(tmp_path, few):
@@ -214,7 +231,7 @@ def test_the_seed_decides(tmp_path, few):
 
 
 def test_every_head_of_torchvision_is_found_or_refused():
-    for name in ("resnet18", "vgg11", "densenet121", "mobilenet_v3_small", "vit_b_32", "convnext_tiny", "swin_t"):
+    for name in ("resnet18", "vgg11", "densenet121", "shufflenet_v2_x0_5", "vit_b_32", "convnext_tiny", "swin_t"):
         with torch.device("meta"):
             model = models.get_model(name)
         head, layer = train_head.last_linear(model.eval())
@@ -313,7 +330,7 @@ def test_a_port_that_is_taken(tmp_path):
 
 
 def test_fewer_images_than_processes(tmp_path, photos):
-    options = ["--data", photos, "--model", "shufflenet_v2_x0_5", "--output", tmp_path / "out"]
+    options = ["--data", photos, "--model", "mobilenet_v3_small", "--output", tmp_path / "out"]
     ended = start(tmp_path, *options, world=6, prepare=[(set_variable, "TORCH_HOME", tmp_path)])
     message = "train_head: 5 images cannot be split over 6 processes: start at most 5\n"
     assert [(process.code, process.text) for process in ended] == [(1, message)] * 6
@@ -369,7 +386,7 @@ def damage(photos):
 )
 def test_a_folder_that_is_not_as_it_should_be(photos, tmp_path, spoil, named):
     spoil(photos)
-    said = alone("--data", photos, "--model", "shufflenet_v2_x0_5", "--output", tmp_path / "out")
+    said = alone("--data", photos, "--model", "mobilenet_v3_small", "--output", tmp_path / "out")
     assert said.startswith("train_head: ") and named.format(photos=photos) in said and "\n" not in said
 
 
