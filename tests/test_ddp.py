@@ -82,14 +82,16 @@ def stages():
     """stage -> for the two processes: the names that audit finds, and the gradients of the first and last weight."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["helpers", "torch.distributed"])
-    received, found = context.Queue(), {}
+    received, found = context.SimpleQueue(), {}
     with TemporaryDirectory() as folder:
         processes = [context.Process(target=in_a_process, args=(rank, f"{folder}/f", received)) for rank in (0, 1)]
         try:
             for process in processes:
                 process.start()
-            for _ in range(6):
-                stage, rank, *facts = received.get(timeout=60)
+            for process in processes:
+                process.join(60)
+            while not received.empty():
+                stage, rank, *facts = received.get()
                 found.setdefault(stage, {})[rank] = facts
         finally:
             for process in processes:

@@ -90,8 +90,9 @@ def start(folder, *arguments, world=2, ranks=None, port=None, prepare=(), hangs=
     processes = []
     try:
         for rank in ranks:
-            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
-            environment = {key: str(value) for key, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
+            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+            places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            environment = {key: str(value) for key, value in places.items()}
             own = prepare.get(rank, ()) if isinstance(prepare, dict) else prepare
             target = ([*map(str, arguments)], environment, folder / f"rank{rank}", own)
             process = SERVER.Process(target=one_process, args=target)
@@ -102,7 +103,10 @@ def start(folder, *arguments, world=2, ranks=None, port=None, prepare=(), hangs=
             if rank != hangs:
                 process.join(end - time.monotonic())
                 assert process.exitcode is not None, f"process {rank} hangs: {(folder / f'rank{rank}').read_text()}"
-        return [Ended(p.exitcode, (folder / f"rank{r}").read_text()) for r, p in zip(ranks, processes, strict=True)]
+        texts = [(folder / f"rank{rank}").read_text() for rank in ranks]
+        # A line that torch 2.9 writes when processes meet.
+        texts = [re.sub(r"^\[Gloo\] Rank .*\n", "", text, flags=re.M) for text in texts]
+        return [Ended(process.exitcode, text) for process, text in zip(processes, texts, strict=True)]
     finally:
         for process in processes:
             process.kill()
@@ -147,8 +151,8 @@ def few(monkeypatch):
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """A folder of five photos in two classes, and weights for a small network of torchvision in TORCH_HOME."""
-    for number, name in enumerate(["cat/a", "cat/b", "dog/c", "dog/d", "dog/e"]):
+    """A folder of three photos in two classes, and weights for a small network of torchvision in TORCH_HOME."""
+    for number, name in enumerate(["cat/a", "dog/b", "dog/c"]):
         file = tmp_path / "photos" / f"{name}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), (50 * number, 100, 255 - 50 * number)).save(file)
@@ -331,9 +335,9 @@ def test_a_port_that_is_taken(tmp_path):
 
 def test_fewer_images_than_processes(tmp_path, photos):
     options = ["--data", photos, "--model", "mobilenet_v3_small", "--output", tmp_path / "out"]
-    ended = start(tmp_path, *options, world=6, prepare=[(set_variable, "TORCH_HOME", tmp_path)])
-    message = "train_head: 5 images cannot be split over 6 processes: start at most 5\n"
-    assert [(process.code, process.text) for process in ended] == [(1, message)] * 6
+    ended = start(tmp_path, *options, world=4, prepare=[(set_variable, "TORCH_HOME", tmp_path)])
+    message = "train_head: 3 images cannot be split over 4 processes: start at most 3\n"
+    assert [(process.code, process.text) for process in ended] == [(1, message)] * 4
 
 
 def test_processes_that_do_not_have_the_same(tmp_path):
