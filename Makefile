@@ -32,7 +32,7 @@ lint: .venv/ready ## check style, format, types and workflow files
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	.venv/bin/zizmor --offline --quiet .github/workflows
 
 stable: .venv/ready ## compare the lessons' outputs with two threads, and with plain and AVX2 instructions
