@@ -18,6 +18,9 @@ from tests import lessons
 
 # Before torch is imported, here and in the kernels: the same sums on every machine, and no fight over two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Kernels leave the home folder alone, and run no startup file that is kept there.
+os.environ.setdefault("IPYTHONDIR", str(lessons.FOLDER.parent / "build" / "ipython"))
+os.environ.setdefault("JUPYTER_RUNTIME_DIR", str(lessons.FOLDER.parent / "build" / "runtime"))
 
 
 class KernelDied(Exception):
