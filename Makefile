@@ -5,7 +5,7 @@ PY := .venv/bin/python
 RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
 
 lab: .venv/ready ## open the lessons in JupyterLab, on this machine only
 	@[ "$$(id -u)" != 0 ] || echo "You are root: JupyterLab starts with --allow-root."
@@ -35,7 +35,7 @@ lint: .venv/ready ## check style, format, types and workflow files
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	.venv/bin/zizmor --offline --quiet .github/workflows
 
 stable: .venv/ready ## compare the lessons' outputs with two threads, and with plain and AVX2 instructions
@@ -48,6 +48,11 @@ matrix: .venv/ready ## run everything on the oldest and newest versions, other t
 
 mutate: .venv/ready ## delete or flip statements of the lessons at random, and print what no output noticed
 	$(PY) -m tests.mutate $(ARGS)
+
+mutate-helpers: .venv/ready ## the same for helpers, by mutmut: make mutate-helpers ARGS="helpers.memory*"
+	$(PY) -m pip install --quiet 'mutmut>=3.8,<4'
+	$(PY) -m mutmut run $(ARGS)
+	$(PY) -m mutmut results
 
 bench: .venv/ready ## measure helpers, then the lessons' verification, beside other tools (those of the extra 'bench')
 	$(PY) -m tests.bench
@@ -71,4 +76,4 @@ endif
 	$(PY) -m pip install --editable '.[site]'
 	@touch $@
 
-.PHONY: help lab test quick test-lab site test-site save lint stable matrix mutate bench weights
+.PHONY: help lab test quick test-lab site test-site save lint stable matrix mutate mutate-helpers bench weights

@@ -1,16 +1,59 @@
-"""What pytest needs everywhere: one thread, and a look at the pictures that nbval does not compare."""
+"""What pytest needs everywhere: one thread, and what nbval lacks: broken files, dead kernels, stale pictures named."""
 
 import base64
 import io
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from queue import Empty
 
 import pytest
-from nbval.plugin import IPyNbCell
+from nbval.kernel import RunningKernel
+from nbval.plugin import IPyNbCell, IPyNbFile
 from PIL import Image, ImageChops
+
+from tests import lessons
 
 # Before torch is imported, here and in the kernels: the same sums on every machine, and no fight over two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Kernels leave the home folder alone, and run no startup file that is kept there.
+os.environ.setdefault("IPYTHONDIR", str(lessons.FOLDER.parent / "build" / "ipython"))
+os.environ.setdefault("JUPYTER_RUNTIME_DIR", str(lessons.FOLDER.parent / "build" / "runtime"))
+
+
+class KernelDied(Exception):
+    pass
+
+
+def get_message(kernel, stream, timeout, wait=RunningKernel.get_message):
+    """The next message. nbval waits the whole timeout for a dead kernel; this looks every second whether it lives."""
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            return wait(kernel, stream, min(1, max(0, end - time.monotonic())))
+        except Empty:
+            if not kernel.is_alive():
+                raise KernelDied from None
+            if time.monotonic() >= end:
+                raise
+
+
+RunningKernel.get_message = get_message
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Name a file that is no notebook of format 4 in one line; nbformat mends some, and tells of others at length."""
+    report = yield
+    if isinstance(collector, IPyNbFile):
+        try:
+            lessons.read(collector.path)
+        except ValueError as error:
+            report.outcome, report.longrepr, report.result = "failed", str(error), []
+    return report
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -20,8 +63,15 @@ def pytest_xdist_auto_num_workers(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """Notice a stale picture, wherever the matplotlib and FreeType at work are those that drew the stored one."""
-    result = yield
+    """Name the cell in which the kernel died (those below it are expected to fail), and notice a stale picture.
+
+    A picture is compared wherever the matplotlib and FreeType at work are those that drew the stored one.
+    """
+    try:
+        result = yield
+    except KernelDied:
+        item.parent.timed_out = True
+        item.raise_cell_error("The kernel died in this cell.")
     if isinstance(item, IPyNbCell):
         stored, drawn = pictures(item.cell.outputs), pictures(item.test_outputs)
         # How many there are is compared by nbval, through their words.
@@ -40,3 +90,25 @@ def differ(old, new):
 def pictures(outputs):
     found = [output.get("data", {}).get("image/png") for output in outputs]
     return [Image.open(io.BytesIO(base64.b64decode(png))) for png in found if png]
+
+
+@pytest.fixture
+def full_disk():
+    """No file can grow beyond 100 kB. As on a full disk, what was written before the error stays."""
+    resource = pytest.importorskip("resource", reason="this system cannot limit the size of files")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def killed():
+    """Run code in a process that is killed when it has written a new file and would put it in the old one's place."""
+
+    def run(code, imports):
+        kill = "import os, signal; os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+        done = subprocess.run([sys.executable, "-c", f"{imports}\n{kill}\n{code}"], capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+
+    return run

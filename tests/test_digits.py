@@ -79,14 +79,22 @@ def test_a_folder_that_cannot_be_written_costs_time_only(parsed, monkeypatch, tm
     assert digits.load()[0].shape == (5000, 1, 28, 28)
 
 
-def test_a_full_disk_leaves_no_half_file(cache, parsed, monkeypatch):
-    def full(content, file):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
+def test_a_full_disk_costs_time_only_and_leaves_no_half_file(cache, parsed, full_disk):
     assert digits.load()[0].shape == (5000, 1, 28, 28)
     assert list(cache.parent.iterdir()) == []
+
+
+def test_a_killed_run_leaves_no_half_cache_and_the_next_one_writes_it(cache, parsed, killed):
+    killed("digits.load()", "from helpers import digits")
+    assert len(list(cache.parent.iterdir())) == 1 and not cache.exists()
+    assert torch.equal(digits.load()[0], digits.load()[0]) and len(parsed) == 1
+
+
+def test_two_runs_at_once_share_a_cache_that_is_not_there_yet(cache):
+    code = "from helpers import digits; print(digits._digest(digits._images()))"
+    runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [run.communicate()[0].strip() for run in runs] == [digits._IMAGES_SHA256] * 2
+    assert [file.name for file in cache.parent.iterdir()] == ["mnist_5k.pt"]
 
 
 def test_other_digits_are_refused(cache, monkeypatch):

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -250,8 +251,41 @@ def test_a_failing_cell_is_named_and_the_file_left_as_it_was(tmp_path, capsys):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_cell_that_kills_its_kernel_is_named_by_a_save(tmp_path, capsys):
+    path = put(tmp_path / "lesson.ipynb", unsaved("print(2)", "import os; os._exit(1)", "print(3)"))
+    before = path.read_bytes()
+    assert lessons.main([str(path)]) == 1
+    assert capsys.readouterr().out == "lesson.ipynb: left as it is: the kernel died in cell 'cell-1'\n"
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_and_the_file_left_as_it_was(tmp_path, capsys, full_disk):
+    path = put(tmp_path / "lesson.ipynb", unsaved("print('long\\n' * 100_000)"))
+    before = path.read_bytes()
+    assert lessons.main([str(path)]) == 1
+    assert "lesson.ipynb: left as it is: [Errno 27] File too large" in capsys.readouterr().out
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_save_leaves_the_file_as_it_was_and_the_next_one_works(tmp_path, killed):
+    path = put(tmp_path / "lesson.ipynb", unsaved("print(2)"))
+    before = path.read_bytes()
+    killed(f"lessons.main([{str(path)!r}])", "from tests import lessons")
+    assert path.read_bytes() == before
+    (left,) = set(tmp_path.iterdir()) - {path}
+    assert subprocess.run(["git", "check-ignore", "-q", "--no-index", left.name], cwd=ROOT).returncode == 0
+    assert lessons.main([str(path)]) == 0 and lessons.faults(path) == []
+
+
 def figure(cells):
     return cells[2]["outputs"][0]["data"]
+
+
+def strict_nbval(*words):
+    """What pytest with this project's own settings prints."""
+    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-q"]
+    command += ["-c", ROOT / "pyproject.toml", "--rootdir", ROOT, *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
 
 
 def replace(cell, old, new):
@@ -309,19 +343,7 @@ def verdict(request, saved, tmp_path_factory):
     held = unsaved("import sys; print('torch' in sys.modules)")
     held["cells"][0].update(execution_count=1, outputs=[stream(f"{request.param == 'make quick'}\n")])
     put(folder / "held.ipynb", held)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *RUNNERS[request.param],
-        "-p",
-        "conftest",
-        "-p",
-        "no:cacheprovider",
-        "-q",
-    ]
-    command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "--nbval-cell-timeout=30", str(folder)]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    told = strict_nbval(*RUNNERS[request.param], "--nbval-cell-timeout=30", folder)
     failed = sum(cell is not None for _, cell in PLANTED.values())
     assert f"{failed} failed, {4 * len(PLANTED) - failed + 1} passed" in told, told
     return told
@@ -332,3 +354,23 @@ def test_strict_nbval_notices_a_changed(name, verdict):
     number, cell = list(PLANTED).index(name), PLANTED[name][1]
     failed = re.findall(rf"FAILED (?:\S*/)?{number}\.ipynb::Cell (\d)", verdict)
     assert failed == ([] if cell is None else [str(cell)]), verdict
+
+
+def test_a_file_that_is_no_notebook_is_named_in_one_line(tmp_path):
+    (tmp_path / "half.ipynb").write_text(json.dumps(good())[:300])
+    (tmp_path / "old.ipynb").write_text(
+        json.dumps({"nbformat": 3, "nbformat_minor": 0, "metadata": {}, "worksheets": []})
+    )
+    (tmp_path / "empty.ipynb").write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}}))
+    told = strict_nbval("-n", "0", tmp_path)
+    assert "Traceback" not in told and "3 errors" in told, told
+    assert re.search(r"^half.ipynb: not JSON: .*line 1 column 299", told, re.M), told
+    assert re.findall(r"^(\w+).ipynb: not a notebook of format 4$", told, re.M) == ["empty", "old"], told
+
+
+def test_a_dead_kernel_is_noticed_at_once_and_its_cell_named(tmp_path):
+    put(tmp_path / "dies.ipynb", unsaved("2", "import os; os._exit(1)", "3", "4"))
+    start = time.monotonic()
+    told = strict_nbval("-n", "0", tmp_path)
+    assert time.monotonic() - start < 60  # the cell's own limit is 120 seconds
+    assert "Cell 1: The kernel died in this cell." in told and "1 failed, 1 passed, 2 xfailed" in told, told
