@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers._frozen import frozen_modules
 from helpers.report import check_module
@@ -59,7 +61,9 @@ def audit(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = 
     ``help(helpers.auditing.RULES["stale-grad"])``. What only a run can show is for `watch`.
 
     ``model`` is all that the optimizer trains: put several modules into one ``nn.ModuleList``, and several optimizers
-    into a list. Without an optimizer its rules are skipped. Raises TypeError when an argument is something else.
+    into a list. Without an optimizer its rules are skipped. Pass a model in DistributedDataParallel with its wrapper,
+    which knows what it synchronizes; names then begin with ``module.``, as in its state_dict. Raises TypeError when an
+    argument is something else.
     """
     check_module("audit", model)
     optimizers = optimizer if isinstance(optimizer, Sequence) else [] if optimizer is None else [optimizer]
@@ -345,7 +349,9 @@ def unregistered(case: _Case) -> _Texts:
     direct = "Assign an nn.Parameter made last: nn.Parameter(value.to(...)), not nn.Parameter(value).to(...)."
     inside = "Use nn.ModuleList, nn.ParameterDict or the like instead of a list or dict."
     for prefix, module in case.modules.items():
-        for attribute, value in vars(module).items():
+        # DistributedDataParallel keeps a list of what it wrapped; a rule of its own compares that.
+        attributes = {} if isinstance(module, DistributedDataParallel) else vars(module)
+        for attribute, value in attributes.items():
             # Who gets a module past nn.Module.__setattr__ means to hide it.
             hidden = isinstance(value, nn.Module) or attribute in _TORCHS_OWN
             if not hidden and any(_is_lost(item, module, case) for item in _contents(value)):
@@ -432,6 +438,73 @@ def inference_tensor(case: _Case) -> _Texts:
             yield name, message, remedy
 
 
+def changed_after_wrapping(case: _Case) -> _Texts:
+    """A flag or layer changed inside DistributedDataParallel, which synchronizes what is trainable when it wraps
+    (https://docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html).
+
+    What became trainable, or came later, trains in each process on its own, without an error. What was frozen or taken
+    out is waited for, unless ``find_unused_parameters`` or ``static_graph`` tells it not to: the second step raises.
+    What it is told to ignore is no finding.
+
+    >>> import torch.distributed as dist
+    >>> from torch.nn.parallel import DistributedDataParallel
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    >>> _ = model[0].requires_grad_(False)
+    >>> ddp = DistributedDataParallel(model)
+    >>> _ = model[0].requires_grad_(True)
+    >>> audit(ddp)
+    changed-after-wrapping: 'module.0.weight' is trainable, but DistributedDataParallel does not synchronize it.
+        Change flags and layers before wrapping. Now wrap again: ddp = DistributedDataParallel(ddp.module).
+    >>> ddp = DistributedDataParallel(ddp.module)
+    >>> _ = model[0].requires_grad_(False)
+    >>> audit(ddp)
+    changed-after-wrapping: 'module.0.weight' is frozen, but DistributedDataParallel waits for its gradient.
+        Change flags and layers before wrapping. Now wrap again: ddp = DistributedDataParallel(ddp.module).
+    >>> ddp = DistributedDataParallel(ddp.module)
+    >>> dist.destroy_process_group()
+    >>> audit(ddp)
+    no findings
+    """
+    remedy = "Change flags and layers before wrapping. Now wrap again: ddp = DistributedDataParallel(ddp.module)."
+    for prefix, ddp in case.modules.items():
+        if not isinstance(ddp, DistributedDataParallel):
+            continue
+        synchronized = {id(parameter): parameter for parameter in _synchronized(ddp)}
+        here = dict(ddp.module.named_parameters())
+        # Only a gradient that it waits for makes it wait for the others.
+        waits = not (ddp.find_unused_parameters or ddp.static_graph) and any(
+            parameter.requires_grad for parameter in here.values() if id(parameter) in synchronized
+        )
+        for name, parameter in here.items():
+            full = f"{prefix}.module.{name}".lstrip(".")
+            known = synchronized.pop(id(parameter), None) is not None
+            if parameter.requires_grad and not known and name not in ddp.parameters_to_ignore:
+                message = f"{full!r} is trainable, but DistributedDataParallel does not synchronize it."
+                yield full, message, remedy
+            if not parameter.requires_grad and known and waits:
+                message = f"{full!r} is frozen, but DistributedDataParallel waits for its gradient."
+                yield full, message, remedy
+        if synchronized and waits:
+            message = f"{_shown(prefix)} waits for the gradients of {len(synchronized)} parameters no longer in it."
+            yield prefix, message, remedy
+
+
+def _synchronized(ddp: DistributedDataParallel) -> list[torch.Tensor]:
+    """The parameters whose gradients it averages: those that were trainable when it wrapped the model."""
+    delayed = [*ddp._delay_all_reduce_params]
+    # Only the reducer knows; there is none when all are delayed. Its buckets name their parameters, as communication
+    # hooks see them. The gradients that come with them are not needed, and on the meta device take no memory.
+    with _OnMeta():
+        buckets = ddp.reducer._get_zeros_like_grad_buckets() if hasattr(ddp, "reducer") else []
+    return delayed + [parameter for bucket in buckets for parameter in bucket.parameters()]
+
+
+class _OnMeta(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}) | {"device": "meta"})
+
+
 RULES = {
     rule.__name__.replace("_", "-"): rule
     for rule in (
@@ -447,5 +520,6 @@ RULES = {
         unregistered,
         tied_weights_split,
         inference_tensor,
+        changed_after_wrapping,
     )
 }

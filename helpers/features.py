@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset, DistributedSampler, TensorDataset
 
 from helpers.auditing import audit
 from helpers.report import check_module
@@ -33,6 +34,20 @@ def cache_features(backbone: nn.Module, loader: Iterable) -> TensorDataset:
     (https://docs.pytorch.org/docs/stable/generated/torch.autograd.grad_mode.inference_mode.html). Only one batch of
     activations is in memory at a time. Modes and torch's CPU random state stay as they are. After 2 s a progress bar
     appears.
+
+    With several processes, each caches its own part: give each a loader with ``DistributedSampler(data, shuffle=False)``,
+    or over ``Subset(data, range(rank, len(data), world))``, which does the same. All parts together are the whole, each
+    example once: the last ones that the sampler repeats, to give all processes as many, are left out. An iterable
+    dataset must share itself out. A backbone in DistributedDataParallel is run without it, so no process waits.
+
+    >>> from torch.utils.data import DistributedSampler
+    >>> for rank in range(3):
+    ...     sampler = DistributedSampler(images, num_replicas=3, rank=rank, shuffle=False)
+    ...     _, labels = cache_features(backbone, DataLoader(images, batch_size=4, sampler=sampler)).tensors
+    ...     print(labels.tolist())
+    [0, 3, 6, 9]
+    [1, 4, 7]
+    [2, 5, 8]
 
     A loader that shuffles or augments gives a UserWarning, because the cache keeps what it drew this once. It is
     recognized by ``shuffle`` and by class names (RandomSampler, RandomCrop, ColorJitter) in the loader's and dataset's
@@ -64,6 +79,8 @@ def cache_features(backbone: nn.Module, loader: Iterable) -> TensorDataset:
         )
     from tqdm import tqdm  # type: ignore[import-untyped]
 
+    # Its forward would wait for the other processes, which may have fewer batches.
+    run = backbone.module if isinstance(backbone, DistributedDataParallel) else backbone
     like = next(chain(backbone.parameters(), backbone.buffers()), torch.empty(0))
     features, targets = [], []
     # The random state, because a DataLoader draws a seed for each pass.
@@ -71,7 +88,7 @@ def cache_features(backbone: nn.Module, loader: Iterable) -> TensorDataset:
         for batch in tqdm(loader, desc="cache_features", delay=2, leave=False):
             match batch:
                 case [torch.Tensor() as inputs, labels]:
-                    output = backbone(inputs.to(like.device))
+                    output = run(inputs.to(like.device))
                 case _:
                     raise TypeError(
                         f"a batch must be a pair (tensor of inputs, labels), not {_form(batch)}: "
@@ -91,7 +108,17 @@ def cache_features(backbone: nn.Module, loader: Iterable) -> TensorDataset:
             targets.append(target.to("cpu", copy=True))
         if not features:
             raise ValueError("the loader gave no batch: its dataset is empty, or smaller than a batch with drop_last")
-        return TensorDataset(torch.cat(features), torch.cat(targets))
+        kept = slice(_without_repeats(loader, sum(map(len, targets))))
+        return TensorDataset(torch.cat(features)[kept], torch.cat(targets)[kept])
+
+
+def _without_repeats(loader: Any, rows: int) -> int:
+    """How many of the rows come before those that a DistributedSampler repeats at the end."""
+    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    # Another number of rows: the loader left out the last batch, or makes several rows of an example.
+    if not isinstance(sampler, DistributedSampler) or rows != len(sampler):
+        return rows
+    return min(rows, len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas)))  # type: ignore[arg-type]
 
 
 def _first(names: list[str]) -> str:

@@ -3,22 +3,26 @@
 import re
 import warnings
 import weakref
-from itertools import count
+from itertools import count, islice
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
     DataLoader,
     Dataset,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
     Subset,
     TensorDataset,
     WeightedRandomSampler,
+    default_collate,
 )
 from torchvision.models import resnet18
 from torchvision.ops import StochasticDepth
@@ -168,6 +172,89 @@ def test_labels_may_be_a_tensor_or_a_list(labels):
 def test_a_label_may_have_several_numbers():
     cache = cache_features(nn.Flatten(), [(torch.zeros(2, 1, 4), [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])])
     assert cache[1][1].tolist() == [1.0, 0.0, 0.0]
+
+
+# Several processes ----------------------------------------------------------------------------------------------------
+
+
+def by_sampler(data, rank, world, **options):
+    return DataLoader(data, batch_size=2, sampler=DistributedSampler(data, world, rank, shuffle=False, **options))
+
+
+def by_batch_sampler(data, rank, world):
+    sampler = DistributedSampler(data, world, rank, shuffle=False)
+    return DataLoader(data, batch_sampler=BatchSampler(sampler, 2, drop_last=False))
+
+
+def by_subset(data, rank, world):
+    return DataLoader(Subset(data, range(rank, len(data), world)), batch_size=2)
+
+
+def by_iterable(data, rank, world):
+    class Part(IterableDataset):
+        def __iter__(self):
+            return islice(iter(data), rank, None, world)
+
+    return DataLoader(Part(), batch_size=2)
+
+
+@pytest.mark.parametrize("part", [by_sampler, by_batch_sampler, by_subset, by_iterable])
+@pytest.mark.parametrize("size, world", [(10, 1), (10, 2), (10, 3), (7, 4), (3, 3)])
+def test_the_parts_of_all_processes_are_the_whole_each_example_once(part, size, world):
+    data, backbone = TensorDataset(images(size).tensors[0], torch.arange(size)), small_backbone()
+    whole = cache_features(backbone, DataLoader(data, batch_size=2)).tensors
+    parts = [cache_features(backbone, part(data, rank, world)).tensors for rank in range(world)]
+    for rank in range(world):
+        torch.testing.assert_close(parts[rank], tuple(tensor[rank::world] for tensor in whole))
+    assert sorted(torch.cat([labels for _, labels in parts]).tolist()) == list(range(size))
+
+
+def test_with_more_processes_than_examples_some_have_none():
+    data = TensorDataset(images(2).tensors[0], torch.arange(2))
+    parts = [cache_features(nn.Flatten(), by_sampler(data, rank, 5)).tensors for rank in range(5)]
+    assert [labels.tolist() for _, labels in parts] == [[0], [1], [], [], []]
+    assert parts[4][0].shape == (0, 192)
+
+
+def test_a_sampler_that_shuffles_repeats_none_either():
+    data = TensorDataset(images(10).tensors[0], torch.arange(10))
+    seen = []
+    for rank in range(3):
+        with pytest.warns(UserWarning, match="keeps what DistributedSampler drew"):
+            loader = DataLoader(data, batch_size=2, sampler=DistributedSampler(data, 3, rank, shuffle=True))
+            seen += cache_features(nn.Flatten(), loader).tensors[1].tolist()
+    assert seen != sorted(seen) and sorted(seen) == list(range(10))
+
+
+def test_nothing_but_repeats_is_left_out():
+    data = TensorDataset(images(10).tensors[0], torch.arange(10))
+    # The user's own wish: equal parts without repeats.
+    assert len(cache_features(nn.Flatten(), by_sampler(data, 2, 3, drop_last=True))) == 3
+    # The sampler's last example is a repeat, and the loader leaves out its batch.
+    sampler = DistributedSampler(data, 3, 1, shuffle=False)
+    dropped = DataLoader(data, batch_size=3, sampler=sampler, drop_last=True)
+    assert cache_features(nn.Flatten(), dropped).tensors[1].tolist() == [1, 4, 7]
+
+    def twice(examples):
+        inputs, labels = default_collate(examples)
+        return torch.cat([inputs, inputs.flip(-1)]), torch.cat([labels, labels])
+
+    flipped = DataLoader(data, batch_size=4, sampler=sampler, collate_fn=twice)
+    assert cache_features(nn.Flatten(), flipped).tensors[1].tolist() == [1, 4, 7, 0] * 2
+
+
+def test_a_backbone_in_ddp_is_run_without_it():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        backbone = DistributedDataParallel(small_backbone().requires_grad_(True))
+        backbone.register_forward_pre_hook(lambda *_: pytest.fail("DistributedDataParallel would synchronize buffers"))
+        with pytest.raises(ValueError, match=re.escape("trainable parameters (module.0.weight, ")):
+            cache_features(backbone, DataLoader(images(), batch_size=4))
+        freeze(backbone)
+        features, _ = cache_features(backbone, DataLoader(images(), batch_size=4)).tensors
+    finally:
+        dist.destroy_process_group()
+    torch.testing.assert_close(features, backbone.module(images().tensors[0]))
 
 
 # What it refuses ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,516 @@
+"""train_head: the same weights with any number of processes, nothing lost, and for each fault a message in time.
+
+The processes are real. Most are forked from a server that has imported torch once, and started as a cluster does it, by
+environment variables; a few are torchrun's.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision import models
+
+from helpers import digits, train_head
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["helpers.train_head", "helpers.digits"])
+SECONDS = 60  # no test waits longer
+TOLERANCE = 1e-5  # of each weight, as stated in train_head's documentation
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def few_digits():
+    """Ten images a class instead of 400."""
+    digits.HELD_BACK = digits.PER_CLASS - 10
+
+
+def set_variable(name, value):
+    os.environ[name] = str(value)
+
+
+def at_step(number, act):
+    """Let ``act`` happen just before the given step of this process."""
+    step, count = torch.optim.SGD.step, iter(range(1, number + 1))
+
+    def counting(*args, **kwargs):
+        if next(count, None) == number:
+            act()
+        return step(*args, **kwargs)
+
+    torch.optim.SGD.step = counting
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def one_process(arguments, environment, log, prepare):
+    """What runs in a process of `start`; ``prepare`` are functions with their arguments."""
+    with open(log, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.environ.update(environment)
+    for function, *args in prepare:
+        function(*args)
+    train_head.main(arguments)
+
+
+@dataclass
+class Ended:
+    code: int
+    text: str
+
+
+def start(folder, *arguments, world=2, ranks=None, port=None, prepare=(), hangs=None):
+    """Run train_head in ``world`` processes, or only in those of ``ranks``, and wait until they have ended.
+
+    ``prepare`` is for all, or a dictionary from a rank to what is for this one. Not waited for is the one that hangs.
+    """
+    port, ranks = port or free_port(), range(world) if ranks is None else ranks
+    processes = []
+    try:
+        for rank in ranks:
+            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+            environment = {key: str(value) for key, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
+            own = prepare.get(rank, ()) if isinstance(prepare, dict) else prepare
+            target = ([*map(str, arguments)], environment, folder / f"rank{rank}", own)
+            process = SERVER.Process(target=one_process, args=target)
+            process.start()
+            processes.append(process)
+        end = time.monotonic() + SECONDS
+        for rank, process in zip(ranks, processes, strict=True):
+            if rank != hangs:
+                process.join(end - time.monotonic())
+                assert process.exitcode is not None, f"process {rank} hangs: {(folder / f'rank{rank}').read_text()}"
+        return [Ended(p.exitcode, (folder / f"rank{r}").read_text()) for r, p in zip(ranks, processes, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def alone(*arguments):
+    """Run train_head here, as one process; what it says when it fails."""
+    try:
+        train_head.main([*map(str, arguments)])
+    except SystemExit as end:
+        return end.code
+
+
+def torchrun(*arguments):
+    """Run torchrun and give its exit code and all it wrote; whatever happens, nothing of it keeps running."""
+    command = [sys.executable, "-m", "torch.distributed.run", *map(str, arguments)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        text, _ = process.communicate(timeout=SECONDS)
+        return Ended(process.returncode, text)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def weights(file):
+    return torch.load(file, weights_only=True)
+
+
+def assert_same(one, other, tolerance=TOLERANCE):
+    torch.testing.assert_close(weights(one), weights(other), rtol=0, atol=tolerance)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(digits, "HELD_BACK", digits.PER_CLASS - 10)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A folder of five photos in two classes, and weights for a small network of torchvision in TORCH_HOME."""
+    for number, name in enumerate(["cat/a", "cat/b", "dog/c", "dog/d", "dog/e"]):
+        file = tmp_path / "photos" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (50 * number, 100, 255 - 50 * number)).save(file)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    url = models.ShuffleNet_V2_X0_5_Weights.DEFAULT.url
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(models.shufflenet_v2_x0_5().state_dict(), tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2])
+    return tmp_path / "photos"
+
+
+# The same weights -----------------------------------------------------------------------------------------------------
+
+
+def test_one_two_and_three_processes_give_the_same_weights(tmp_path, capsys):
+    # 2,000 images in batches of 60: the last one is smaller, and no process gets the same number from each.
+    options = ["--epochs", 2, "--batch-size", 60]
+    assert alone("--output", tmp_path / "1", *options) is None
+    said = capsys.readouterr().out
+    for world in (2, 3):
+        ended = start(tmp_path, "--output", tmp_path / str(world), *options, world=world)
+        assert [process.code for process in ended] == [0] * world
+        assert ended[0].text.replace(f"processes: {world}", "processes: 1").splitlines()[:-1] == said.splitlines()[:-1]
+        assert [process.text for process in ended[1:]] == [""] * (world - 1)
+        assert_same(tmp_path / "1", tmp_path / str(world))
+    old, new = digits.pretrained().state_dict(), weights(tmp_path / "1")
+    assert [name for name in old if not torch.equal(old[name], new[name])] == ["fc.weight", "fc.bias"]
+    model = digits.SmallResNet(5)
+    model.load_state_dict(new)
+    assert digits.accuracy(model, digits.few(1)[1]) > 0.7
+    assert said.startswith("2000 images of 5 classes, processes: 1, epochs done: 0 of 2\ntrainable params: 325 ||")
+
+
+def test_a_folder_of_images_and_a_batch_of_which_a_process_has_none(tmp_path, photos):
+    options = ["--data", photos, "--model", "shufflenet_v2_x0_5", "--epochs", 2, "--batch-size", 1, "--lr", 0.1]
+    assert alone("--output", tmp_path / "1", *options) is None
+    ended = start(tmp_path, "--output", tmp_path / "2", *options, prepare=[(set_variable, "TORCH_HOME", tmp_path)])
+    assert [process.code for process in ended] == [0, 0], ended
+    assert_same(tmp_path / "1", tmp_path / "2")
+    models.shufflenet_v2_x0_5(num_classes=2).load_state_dict(weights(tmp_path / "2"))
+
+
+def test_stopped_and_resumed_is_as_never_stopped(tmp_path, few):
+    checkpoint = ["--checkpoint", tmp_path / "head"]
+    alone("--output", tmp_path / "straight", "--epochs", 4)
+    alone("--output", tmp_path / "early", "--epochs", 2, *checkpoint)
+    alone("--output", tmp_path / "resumed", "--epochs", 4, *checkpoint)
+    assert_same(tmp_path / "straight", tmp_path / "resumed", tolerance=0)
+    with pytest.raises(AssertionError):
+        assert_same(tmp_path / "straight", tmp_path / "early")
+    # Once more, with nothing left to do.
+    alone("--output", tmp_path / "again", "--epochs", 4, *checkpoint)
+    assert_same(tmp_path / "straight", tmp_path / "again", tolerance=0)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["again", "early", "head", "resumed", "straight"]
+
+
+def test_the_seed_decides(tmp_path, few):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.rand(1)
+        alone("--output", tmp_path / name, "--epochs", 1, "--seed", seed)
+    assert_same(tmp_path / "a", tmp_path / "b", tolerance=0)
+    assert not torch.equal(weights(tmp_path / "a")["fc.weight"], weights(tmp_path / "c")["fc.weight"])
+
+
+def test_every_head_of_torchvision_is_found_or_refused():
+    for name in ("resnet18", "vgg11", "densenet121", "mobilenet_v3_small", "vit_b_32", "convnext_tiny", "swin_t"):
+        with torch.device("meta"):
+            model = models.get_model(name)
+        head, layer = train_head.last_linear(model.eval())
+        assert layer.out_features == 1000
+        model.set_submodule(head, torch.nn.Identity())
+        assert model(torch.zeros(2, 3, 224, 224, device="meta")).shape == (2, layer.in_features)
+    with torch.device("meta"), pytest.raises(train_head.Problem, match="SqueezeNet has no Linear layer"):
+        train_head.last_linear(models.squeezenet1_0())
+
+
+# Processes that fail --------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_killed_in_a_step_costs_that_epoch_only(tmp_path, few):
+    options = ["--epochs", 3, "--batch-size", 10, "--checkpoint", tmp_path / "head"]
+    alone("--output", tmp_path / "straight", *options[:4])
+    # 50 images, 5 steps an epoch: in the middle of the second.
+    prepare = {0: [(few_digits,)], 1: [(few_digits,), (at_step, 8, die)]}
+    begin = time.monotonic()
+    other, killed = start(tmp_path, "--output", tmp_path / "out", *options, prepare=prepare)
+    assert time.monotonic() - begin < 30
+    assert killed.code == -signal.SIGKILL
+    assert other.code == 1 and "train_head: process 0 of 2 lost the others: " in other.text
+    assert "The same command goes on from the last --checkpoint." in other.text
+    assert not (tmp_path / "out").exists() and weights(tmp_path / "head")["done"] == 1
+    ended = start(tmp_path, "--output", tmp_path / "out", *options, prepare=[(few_digits,)])
+    assert [process.code for process in ended] == [0, 0] and "epochs done: 1 of 3" in ended[0].text
+    assert_same(tmp_path / "straight", tmp_path / "out")
+
+
+def test_torchrun_starts_again_by_itself(tmp_path, few, monkeypatch):
+    options = ["--epochs", 3, "--batch-size", 10]
+    alone("--output", tmp_path / "straight", *options)
+    (tmp_path / "killed_once.py").write_text(
+        "import os\n"
+        "from helpers import train_head\n"
+        "from tests.test_train_head import at_step, die, few_digits\n"
+        "few_digits()\n"
+        "if os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+        "    at_step(8, die)\n"
+        "train_head.main()\n"
+    )
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    launch = ["--standalone", "--nproc-per-node", 2, "--max-restarts", 1, tmp_path / "killed_once.py"]
+    ended = torchrun(*launch, "--output", tmp_path / "out", *options, "--checkpoint", tmp_path / "head")
+    assert ended.code == 0, ended.text
+    assert re.findall("epochs done: (.*)", ended.text) == ["0 of 3", "1 of 3"]
+    assert_same(tmp_path / "straight", tmp_path / "out")
+
+
+def test_a_worker_that_hangs_is_waited_for_no_longer_than_the_timeout(tmp_path):
+    prepare = {0: [(few_digits,)], 1: [(few_digits,), (at_step, 3, stop)]}
+    begin = time.monotonic()
+    other, _ = start(tmp_path, "--output", tmp_path / "out", "--timeout", 2, prepare=prepare, hangs=1)
+    assert time.monotonic() - begin < 20
+    assert other.code == 1 and "did not answer within 2 s (--timeout)" in other.text
+
+
+def test_a_rank_that_never_arrives(tmp_path):
+    begin = time.monotonic()
+    for rank in (0, 1):
+        (ended,) = start(tmp_path, "--output", tmp_path / "out", "--timeout", 1, ranks=[rank])
+        assert ended.code == 1 and f"train_head: process {rank}: " in ended.text and "After" not in ended.text
+        assert re.search(r"not all 2 processes met at 127.0.0.1:\d+ within 1 s \(--timeout\). Were all", ended.text)
+    assert time.monotonic() - begin < 20
+
+
+def test_addresses_of_before_a_restart(tmp_path):
+    """Where torchrun restarts without TORCH_DISABLE_SHARE_RDZV_TCP_STORE, the dead processes' addresses are found."""
+    restarted = [(set_variable, "TORCHELASTIC_RESTART_COUNT", 1)]
+    (ended,) = start(tmp_path, "--output", tmp_path / "out", "--timeout", 1, ranks=[0], prepare=restarted)
+    assert ended.code == 1 and ended.text.endswith("start it with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1\n")
+
+
+def test_a_machine_that_never_arrives_is_named_by_torchrun(tmp_path):
+    launch = ["--nnodes", 2, "--node-rank", 0, "--master-addr", "127.0.0.1", "--master-port", free_port()]
+    ended = torchrun(*launch, "--rdzv-conf", "timeout=1", "-m", "helpers.train_head", "--output", tmp_path / "out")
+    assert ended.code == 1 and "1/2 clients joined" in ended.text
+
+
+def test_a_port_that_is_taken(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (ended,) = start(tmp_path, "--output", tmp_path / "out", ranks=[0], port=port)
+        assert ended.code == 1 and ended.text.endswith(
+            f"port {port} is taken: choose another --master-port, or on one machine torchrun --standalone\n"
+        )
+        launch = ["--nproc-per-node", 2, "--master-port", port, "-m", "helpers.train_head"]
+        ended = torchrun(*launch, "--output", tmp_path / "out")
+        assert ended.code == 1 and "EADDRINUSE" in ended.text and str(port) in ended.text
+
+
+# Data and options -----------------------------------------------------------------------------------------------------
+
+
+def test_fewer_images_than_processes(tmp_path, photos):
+    options = ["--data", photos, "--model", "shufflenet_v2_x0_5", "--output", tmp_path / "out"]
+    ended = start(tmp_path, *options, world=6, prepare=[(set_variable, "TORCH_HOME", tmp_path)])
+    message = "train_head: 5 images cannot be split over 6 processes: start at most 5\n"
+    assert [(process.code, process.text) for process in ended] == [(1, message)] * 6
+
+
+def test_processes_that_do_not_have_the_same(tmp_path):
+    prepare = {0: [(few_digits,)]}
+    ended = start(tmp_path, "--output", tmp_path / "out", prepare=prepare)
+    assert [process.text for process in ended] == [
+        "train_head: process 0 and process 1 differ in images (50, 2000): start all alike, with the same data\n",
+        "train_head: process 1 and process 0 differ in images (2000, 50): start all alike, with the same data\n",
+    ]
+    assert [process.code for process in ended] == [1, 1] and not (tmp_path / "out").exists()
+
+
+def lose_data():
+    def few(_):
+        raise FileNotFoundError("the disk is gone")
+
+    digits.few = few
+
+
+def test_what_fails_in_one_process_ends_all(tmp_path):
+    ended = start(tmp_path, "--output", tmp_path / "out", prepare={0: [(few_digits,)], 1: [(lose_data,)]})
+    assert [(process.code, process.text) for process in ended] == [(1, "train_head: process 1: the disk is gone\n")] * 2
+
+
+def empty(photos):
+    for file in (photos / "cat").iterdir():
+        file.unlink()
+
+
+def remove_classes(photos):
+    for folder in photos.iterdir():
+        folder.rename(photos.with_name(folder.name))
+
+
+def damage(photos):
+    (photos / "dog" / "c.png").write_bytes(b"half a picture")
+
+
+@pytest.mark.parametrize(
+    "spoil, named",
+    [
+        (lambda photos: photos.rename(photos.with_name("moved")), "No such file or directory: '{photos}'"),
+        (remove_classes, "Couldn't find any class folder in {photos}"),
+        (empty, "Found no valid file for the classes cat. Supported extensions are: .jpg"),
+        (damage, "dog/c.png"),
+    ],
+)
+def test_a_folder_that_is_not_as_it_should_be(photos, tmp_path, spoil, named):
+    spoil(photos)
+    said = alone("--data", photos, "--model", "shufflenet_v2_x0_5", "--output", tmp_path / "out")
+    assert said.startswith("train_head: ") and named.format(photos=photos) in said
+
+
+def test_a_model_without_weights_or_without_that_name(photos, tmp_path, monkeypatch):
+    said = alone("--data", photos, "--model", "resnet81", "--output", tmp_path / "out")
+    assert said == (
+        "train_head: torchvision has no classification model 'resnet81'; nearest: resnet18, resnet152, resnet101"
+    )
+
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    assert "no network" in alone("--data", photos, "--output", tmp_path / "out")
+
+
+def test_nccl_without_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert alone("--backend", "nccl", "--output", tmp_path / "out") == (
+        "train_head: --backend nccl needs a GPU for each process, and this machine has 0: start 0 processes here "
+        "(--nproc-per-node), or use --backend gloo"
+    )
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ([], "required: --output"),
+        (["--output", "out", "--epochs", "0"], "--epochs must be above 0, not 0"),
+        (["--output", "out", "--batch-size", "-1"], "--batch-size must be above 0, not -1"),
+        (["--output", "out", "--lr", "nan"], "--lr must be above 0, not nan"),
+        (["--output", "out", "--timeout", "0"], "--timeout must be above 0, not 0.0"),
+        (["--output", "out", "--model", "resnet18"], "the digits have their own small network: leave --model out"),
+        (["--output", "out", "--backend", "mpi"], "invalid choice: 'mpi'"),
+    ],
+)
+def test_options_that_make_no_sense(options, named, capsys):
+    assert alone(*options) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--output", "--checkpoint"])
+def test_a_file_in_a_folder_that_is_not_there(option, tmp_path, few):
+    said = alone("--output", tmp_path / "out", option, tmp_path / "no" / "file")
+    assert said == f"train_head: there is no folder {tmp_path / 'no'} for file"
+
+
+# Checkpoints ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(tmp_path, few):
+    alone("--output", tmp_path / "out", "--epochs", 2, "--checkpoint", tmp_path / "head")
+    (tmp_path / "out").unlink()
+    return tmp_path / "head"
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (
+            ["--lr", 0.5],
+            "differs in lr (0.5, 0.01): give it the options and data that it was made with, or give another",
+        ),
+        (["--batch-size", 7], "differs in batch_size (7, 64)"),
+        (["--seed", 7], "differs in seed (7, 0)"),
+        (["--epochs", 1], "has 2 epochs behind it, more than the 1 asked for: ask for more, or give another"),
+    ],
+)
+def test_a_checkpoint_of_other_options_is_refused_and_kept(checkpoint, options, named):
+    before = checkpoint.read_bytes()
+    said = alone("--output", checkpoint.with_name("out"), "--checkpoint", checkpoint, *options)
+    assert said.startswith(f"train_head: {checkpoint} {named}")
+    assert said.endswith(" another --checkpoint. It was left as it is")
+    assert checkpoint.read_bytes() == before and [*checkpoint.parent.iterdir()] == [checkpoint]
+
+
+def test_a_checkpoint_of_other_data_is_refused(checkpoint, monkeypatch):
+    monkeypatch.setattr(digits, "HELD_BACK", digits.PER_CLASS - 9)
+    said = alone("--output", checkpoint.with_name("out"), "--checkpoint", checkpoint)
+    assert said.startswith(f"train_head: {checkpoint} differs in images (45, 50): ")
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("evil",))
+
+
+def halve(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        halve,
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_text("<html>"),
+        lambda file: torch.save(torch.nn.Linear(2, 2).state_dict(), file),
+        lambda file: torch.save(weights(file) | {"more": Evil()}, file),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_in_every_process_and_kept(checkpoint, damage, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    damage(checkpoint)
+    before = checkpoint.read_bytes()
+    said = alone("--output", checkpoint.with_name("out"), "--checkpoint", checkpoint)
+    assert said.startswith(f"train_head: {checkpoint} is damaged, or no checkpoint of train_head (")
+    assert said.endswith("It was left as it is: delete it to begin again, or give another --checkpoint")
+    assert checkpoint.read_bytes() == before and [*checkpoint.parent.iterdir()] == [checkpoint]
+
+
+def test_only_the_first_process_needs_the_checkpoint(checkpoint):
+    there, elsewhere = ["--checkpoint", checkpoint], checkpoint.with_name("elsewhere")
+    shared = ["--output", elsewhere / "out", "--epochs", 3]
+    elsewhere.mkdir()
+    alone("--output", elsewhere / "alone", *shared[2:])
+    ended = start(checkpoint.parent, *shared, *there, prepare={0: [(few_digits,)], 1: [(few_digits,), (forget,)]})
+    assert [process.code for process in ended] == [0, 0]
+    assert_same(elsewhere / "alone", elsewhere / "out")
+
+
+def forget():
+    """As on a machine that does not share the first one's disk."""
+    train_head.read = None
+
+
+def test_a_worker_killed_while_it_writes_leaves_the_old_checkpoint(checkpoint):
+    before = checkpoint.read_bytes()
+    options = ["--output", checkpoint.with_name("out"), "--checkpoint", checkpoint, "--epochs", 3]
+    (ended,) = start(checkpoint.parent, *options, world=1, prepare=[(few_digits,), (write_half,)])
+    assert ended.code == -signal.SIGKILL and checkpoint.read_bytes() == before
+    assert alone(*options) is None and weights(checkpoint)["done"] == 3
+    assert not checkpoint.with_name("head.unfinished").exists()
+
+
+def write_half():
+    save = torch.save
+
+    def half(content, file, **options):
+        if isinstance(file, Path):
+            file.write_bytes(b"half")
+            die()
+        save(content, file, **options)  # as pickle calls it
+
+    torch.save = half
