@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -93,6 +93,35 @@ def ranks(function: Callable[..., Any], *args: Any, n: int = 2, timeout: float =
     return [told[rank].value for rank in range(n)]
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """For a block, this process is a group of its own: DDP can be looked at, with nobody to talk to.
+
+    >>> with alone():
+    ...     torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2)).module
+    Linear(in_features=2, out_features=2, bias=True)
+    """
+    with _quiet():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the line that gloo of torch 2.9 prints, past Python, for each group."""
+    kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(null)
+
+
 def _named(ranks: list[int]) -> str:
     return f"rank {' and '.join(map(str, sorted(ranks)))}"
 
@@ -165,7 +194,8 @@ def _work(task: bytes, rank: int, n: int, store: str) -> bytes:
     torch.manual_seed(0)
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
-            dist.init_process_group("gloo", store=dist.FileStore(store, n), rank=rank, world_size=n)
+            with _quiet():
+                dist.init_process_group("gloo", store=dist.FileStore(store, n), rank=rank, world_size=n)
             dist.barrier()  # gloo may hang later if a rank leaves while another is still connecting
             function, args = pickle.loads(task)
             value = function(*args)
