@@ -253,7 +253,7 @@ def bytes_of_a_step(answer):
     for case, (model, n) in _models().items():
         before = [parameter.requires_grad for parameter in model.parameters()]
         given = run(answer, model, n)
-        number = given.item() if isinstance(given, torch.Tensor) and given.numel() == 1 else given
+        number = given.item() if getattr(given, "shape", None) == () else given  # of torch or NumPy
         if not isinstance(number, int | float) or isinstance(number, bool):
             raise NotYet(f"Return a number of bytes; yours is {kind(given)}.")
         if [parameter.requires_grad for parameter in model.parameters()] != before:
