@@ -492,12 +492,11 @@ def changed_after_wrapping(case: _Case) -> _Texts:
 
 def _synchronized(ddp: DistributedDataParallel) -> list[torch.Tensor]:
     """The parameters whose gradients it averages: those that were trainable when it wrapped the model."""
-    delayed = [*ddp._delay_all_reduce_params]
-    # Only the reducer knows; there is none when all are delayed. Its buckets name their parameters, as communication
-    # hooks see them. The gradients that come with them are not needed, and on the meta device take no memory.
+    # Only the reducer knows, and only its buckets, as communication hooks get them, tell. The gradients that come with
+    # them are not needed, and take no memory on the meta device.
     with _OnMeta():
-        buckets = ddp.reducer._get_zeros_like_grad_buckets() if hasattr(ddp, "reducer") else []
-    return delayed + [parameter for bucket in buckets for parameter in bucket.parameters()]
+        buckets = ddp.reducer._get_zeros_like_grad_buckets()
+    return [parameter for bucket in buckets for parameter in bucket.parameters()]
 
 
 class _OnMeta(TorchDispatchMode):

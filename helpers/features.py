@@ -35,9 +35,9 @@ def cache_features(backbone: nn.Module, loader: Iterable) -> TensorDataset:
     activations is in memory at a time. Modes and torch's CPU random state stay as they are. After 2 s a progress bar
     appears.
 
-    With several processes, each caches its own part: give each a loader with ``DistributedSampler(data, shuffle=False)``,
+    With several processes, each caches its own part: give it a loader with ``DistributedSampler(data, shuffle=False)``,
     or over ``Subset(data, range(rank, len(data), world))``, which does the same. All parts together are the whole, each
-    example once: the last ones that the sampler repeats, to give all processes as many, are left out. An iterable
+    example once: the last one, which the sampler may repeat to give all processes as many, is left out. An iterable
     dataset must share itself out. A backbone in DistributedDataParallel is run without it, so no process waits.
 
     >>> from torch.utils.data import DistributedSampler
@@ -118,7 +118,7 @@ def _without_repeats(loader: Any, rows: int) -> int:
     # Another number of rows: the loader left out the last batch, or makes several rows of an example.
     if not isinstance(sampler, DistributedSampler) or rows != len(sampler):
         return rows
-    return min(rows, len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas)))  # type: ignore[arg-type]
+    return len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
 
 
 def _first(names: list[str]) -> str:

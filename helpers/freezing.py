@@ -33,7 +33,8 @@ def freeze(module: nn.Module, *patterns: str, norm_stats: bool = True) -> list[s
     ``.grad`` of what is frozen becomes None, and `unfreeze` does not bring it back. An optimizer skips a parameter
     without ``.grad``, not one without ``requires_grad``: it would apply the old gradient, and its momentum, once more
     (https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.zero_grad.html). LBFGS skips nothing: after
-    freezing make a new one. Freeze before wrapping the model in DistributedDataParallel.
+    freezing make a new one. Freeze before wrapping the model in DistributedDataParallel, which synchronizes what is
+    trainable when it wraps: `audit` finds what changed after it.
 
     A module without parameters gives ``[]``; norm layers in it are held in eval mode. Loading a whole model that was
     saved frozen needs ``helpers`` installed, loading its state_dict does not.

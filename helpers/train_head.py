@@ -19,14 +19,15 @@ split. So any number of processes gives the same weights, up to the order in whi
 differs by less than 1e-5 between 1, 2 and 3 processes.
 
 After every epoch process 0 writes the checkpoint. The same command, also with another number of processes, goes on from
-it. Features are not kept: a restart computes them again. To let torchrun start again by itself, say so, and that the
-new processes are not to find the addresses of the dead ones (https://github.com/pytorch/pytorch/issues/135712)::
+it. Features are not kept: a restart computes them again. torchrun can start again by itself; the variable keeps the new
+processes from the addresses of the dead ones (https://github.com/pytorch/pytorch/issues/135712)::
 
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone --max-restarts 3 --nproc-per-node 2 -m ...
 """
 
 import argparse
 import os
+import reprlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(
             f"train_head: process {rank} of {world} lost the others: {first_line(error)}\n"
             f"One of them ended, which its own message explains, or did not answer within {options.timeout:g} s "
-            "(--timeout). The same command goes on from the last --checkpoint."
+            "(--timeout). The same command goes on from the --checkpoint, if it has one."
         )
     dist.destroy_process_group()
     if problem:
@@ -72,25 +73,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="train_head", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--data", default="digits", help="digits (the default) or a folder with a folder for each class"
+    parser = argparse.ArgumentParser(
+        prog="train_head",
+        description=(__doc__ or "").partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", help="for a folder: a classification model of torchvision (default: resnet18)")
-    parser.add_argument("--output", type=Path, required=True, help="file for the trained model's state_dict")
-    parser.add_argument("--checkpoint", type=Path, help="file to write after every epoch, and to go on from")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=64, help="of all processes together (default: 64)")
-    parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--backend", choices=("gloo", "nccl"), default="gloo", help="gloo: CPU (the default); nccl: GPUs"
-    )
-    parser.add_argument("--timeout", type=float, default=600, help="seconds to wait for another process (default: 600)")
+    add = parser.add_argument
+    add("--output", type=Path, required=True, help="file for the trained model's state_dict")
+    add("--checkpoint", type=Path, help="file that is written after every epoch, and gone on from")
+    add("--data", default="digits", help="digits, or a folder that has a folder of images for each class")
+    add("--model", help="for a folder: a classification model of torchvision, resnet18 if None")
+    add("--epochs", type=int, default=20, help="in all, those of the checkpoint included")
+    add("--batch-size", type=int, default=64, help="of all processes together")
+    add("--lr", type=float, default=0.01, help="learning rate of SGD with momentum 0.9")
+    add("--seed", type=int, default=0, help="of the new layer, and of the order of the images")
+    add("--backend", choices=("gloo", "nccl"), default="gloo", help="gloo for the CPU, nccl for one GPU a process")
+    add("--timeout", type=float, default=600, help="seconds that a process waits for the others")
     options = parser.parse_args(arguments)
     for name in ("epochs", "batch_size", "lr", "timeout"):
         if not vars(options)[name] > 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0, not {vars(options)[name]}")
+    if options.output == options.checkpoint:
+        parser.error("--output and --checkpoint must be two files")
     if options.data == "digits" and options.model:
         parser.error("the digits have their own small network: leave --model out")
     if options.data != "digits":
@@ -120,8 +124,8 @@ def join(backend: str, seconds: float) -> torch.device:
     except RuntimeError as error:
         rank, world, host, port = (os.environ[k] for k in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
         advice = (
-            f"not all {world} processes met at {host}:{port} within {seconds:g} s (--timeout). Were all started, with the "
-            "same address, port and number of processes, and can they reach it?"
+            f"not all {world} processes met at {host}:{port} within {seconds:g} s (--timeout). Were all started, with "
+            "the same address, port and number of processes, and can they reach it?"
         )
         if "EADDRINUSE" in str(error):
             advice = f"port {port} is taken: choose another --master-port, or on one machine torchrun --standalone"
@@ -135,9 +139,8 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     with together():
         model, dataset, classes = load(options.data, options.model)
-        for path in filter(None, (options.output, options.checkpoint)):
-            if not path.parent.is_dir():
-                raise Problem(f"there is no folder {path.parent} for {path.name}")
+        for path in filter(None, (options.output, options.checkpoint)) if rank == 0 else ():
+            can_write(path)
     images = len(dataset)  # type: ignore[arg-type]
     # What processes must have in common, and a checkpoint with them.
     facts = {name: vars(options)[name] for name in ("model", "batch_size", "lr", "seed")}
@@ -245,7 +248,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except (Problem, OSError, RuntimeError) as error:
-        problem = str(error)
+        problem = str(error).splitlines()[-1]  # the first ones may be the traceback of a DataLoader's worker
     problems = everyones(problem)
     for text in dict.fromkeys(filter(None, problems)):
         where = [str(rank) for rank, other in enumerate(problems) if other == text]
@@ -260,7 +263,10 @@ def everyones(value: Any) -> list[Any]:
 
 
 def difference(ours: dict, theirs: dict) -> str | None:
-    return next((f"{fact} ({ours[fact]}, {theirs.get(fact)})" for fact in ours if ours[fact] != theirs.get(fact)), None)
+    for fact, value in ours.items():
+        if value != theirs.get(fact):
+            return f"{fact} ({reprlib.repr(value)}, {reprlib.repr(theirs.get(fact))})"
+    return None
 
 
 def read(path: Path, facts: dict, epochs: int) -> dict | None:
@@ -284,11 +290,22 @@ def read(path: Path, facts: dict, epochs: int) -> dict | None:
     raise Problem(f"{path} {problem}, or give another --checkpoint. It was left as it is")
 
 
+def can_write(path: Path) -> None:
+    """Better an OSError now than after the training."""
+    if path.is_dir():
+        raise Problem(f"{path} is a folder: name a file")
+    unfinished(path).touch()
+    unfinished(path).unlink()
+
+
 def write(path: Path, content: object) -> None:
     """Whole or not at all: a process killed while it writes leaves the old file."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    torch.save(content, unfinished)
-    os.replace(unfinished, path)
+    torch.save(content, unfinished(path))
+    os.replace(unfinished(path), path)
+
+
+def unfinished(path: Path) -> Path:
+    return path.with_name(path.name + ".unfinished")
 
 
 def say(text: str) -> None:

@@ -8,9 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import models
 from torchvision.ops import StochasticDepth
 
@@ -18,6 +21,14 @@ from helpers.auditing import RULES, Finding, Findings, audit
 from helpers.freezing import freeze
 
 INPUT = torch.ones(4, 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def group():
+    """A group of one process, for DistributedDataParallel."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 def found(model, optimizer=None):
@@ -316,6 +327,62 @@ def inference_buffer():
     yield model, None
 
 
+@mistake("changed-after-wrapping", "module.0.0.weight", "module.0.0.bias")
+def unfrozen_in_ddp():
+    ddp = DistributedDataParallel(net(frozen=True))
+    ddp.module.requires_grad_(True)
+    yield ddp, sgd(ddp)
+    ddp = DistributedDataParallel(ddp.module)
+    yield ddp, sgd(ddp)
+
+
+@mistake("changed-after-wrapping", "module.1.weight", "module.1.bias")
+def frozen_in_ddp():
+    ddp = DistributedDataParallel(net())
+    backward(ddp)
+    freeze(ddp, "module.1.*")
+    yield ddp, sgd(ddp)
+    yield DistributedDataParallel(ddp.module), sgd(ddp)
+
+
+@mistake("changed-after-wrapping", "module.1.weight", "module.1.bias", "")
+def head_replaced_in_ddp():
+    ddp = DistributedDataParallel(net())
+    ddp.module[1] = nn.Linear(2, 3)
+    yield ddp, sgd(ddp)
+    yield DistributedDataParallel(ddp.module), None
+
+
+@mistake("changed-after-wrapping", "module.1.weight", "module.1.bias")
+def only_trainable_layer_replaced_in_ddp():
+    # It waits for nothing: no gradient that it knows will come.
+    ddp = DistributedDataParallel(net(frozen=True))
+    ddp.module[1] = nn.Linear(2, 3)
+    yield ddp, sgd(ddp)
+    yield DistributedDataParallel(ddp.module), None
+
+
+@mistake("changed-after-wrapping", "1.module.0.0.weight", "1.module.1.weight", "1.module.1.bias", "1")
+def changed_in_ddp_within_a_model():
+    model = nn.ModuleList([nn.Linear(2, 2), DistributedDataParallel(net())])
+    model[1].module[0][0].weight.requires_grad = False
+    model[1].module[1] = nn.Linear(2, 3)
+    yield model, None
+    model[1] = DistributedDataParallel(model[1].module)
+    yield model, None
+
+
+@mistake("changed-after-wrapping", "module.0.0.weight")
+def unfrozen_in_ddp_that_finds_unused_parameters():
+    model = net(frozen=True)
+    ddp = DistributedDataParallel(model, find_unused_parameters=True)
+    model[0][0].weight.requires_grad = True
+    model[1].requires_grad_(False)
+    yield ddp, None
+    model[0][0].weight.requires_grad = False
+    yield ddp, None
+
+
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
 @pytest.mark.parametrize("make, expected", MISTAKES)
 def test_a_mistake_is_found_and_its_mend_silences_it(make, expected):
@@ -522,7 +589,37 @@ RIGHT = {
     "compiled": lambda: torch.compile(nn.Linear(2, 2), backend="eager"),
     "traced": lambda: torch.fx.symbolic_trace(nn.Linear(2, 2)),
     "data parallel": lambda: nn.DataParallel(nn.Linear(2, 2)),
+    "ddp": lambda: DistributedDataParallel(net(frozen=True)),
+    "ddp, tied": lambda: DistributedDataParallel(tied()),
+    "ddp, not synchronizing": lambda: unsynchronized(DistributedDataParallel(net())),
+    "ddp, frozen after wrapping": lambda: frozen_head(DistributedDataParallel(net(), find_unused_parameters=True)),
+    "ddp, frozen before the first step": lambda: frozen_head(DistributedDataParallel(net(), static_graph=True)),
+    "ddp, ignoring a parameter": lambda: DistributedDataParallel(ignoring(net(), "1.bias")),
+    "ddp, delaying a parameter": lambda: delaying(net(), "1.bias"),
+    "ddp, copied": lambda: copy.deepcopy(DistributedDataParallel(net(frozen=True))),
 }
+
+
+def unsynchronized(ddp):
+    ddp.require_backward_grad_sync = False
+    return ddp
+
+
+def frozen_head(ddp):
+    ddp.module[1].requires_grad_(False)
+    return ddp
+
+
+def ignoring(model, *names):
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+    return model
+
+
+def delaying(model, name):
+    delayed = [(name, model.get_parameter(name))]
+    return DistributedDataParallel(
+        model, delay_all_reduce_named_params=delayed, param_to_hook_all_reduce=model[1].weight
+    )
 
 
 class Last(nn.Module):
@@ -561,6 +658,26 @@ def test_silent_on_what_is_trained_on_purpose():
     assert found(both, optimizers) == []
     # A frozen feature extractor has no optimizer.
     assert found(both.requires_grad_(False)) == []
+
+
+def test_silent_when_all_is_frozen_for_evaluation():
+    ddp = DistributedDataParallel(net())
+    backward(ddp)
+    assert found(freeze(ddp) and ddp) == []
+    for _ in range(2):
+        ddp(INPUT)  # does not raise
+
+
+def test_gradients_of_ddp_are_not_copied():
+    class Made(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made.append(func(*args, **(kwargs or {})))
+            return made[-1]
+
+    made, ddp = [], DistributedDataParallel(net())
+    with Made():
+        audit(ddp)
+    assert [tensor.device.type for tensor in made] == ["meta"]
 
 
 # How it works ---------------------------------------------------------------------------------------------------------
