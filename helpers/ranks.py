@@ -42,7 +42,7 @@ class _Told(NamedTuple):
 _kept: dict[int, list[_Worker]] = {}  # by process: a fork cannot use the workers of the one that it came from
 
 
-def ranks(function: Callable[..., Any], *args: Any, n: int = 2, timeout: float = 60) -> list[Any]:
+def ranks(function: Callable[..., Any], *args: Any, n: int = 2, timeout: float = 100) -> list[Any]:
     """What ``function(*args)`` returns in each of ``n`` processes: ranks 0 to n - 1 of a process group, with gloo.
 
     >>> def total(number):
@@ -58,13 +58,15 @@ def ranks(function: Callable[..., Any], *args: Any, n: int = 2, timeout: float =
     each takes seconds to import torch, and end with yours.
 
     Raises RuntimeError for the first rank that raises, or whose process dies, and TimeoutError after ``timeout``
-    seconds. What is still at work then is killed. A script needs the usual ``if __name__ == "__main__":``
+    seconds of it. What is still at work then is killed. A script needs the usual ``if __name__ == "__main__":``
     (https://docs.python.org/3/library/multiprocessing.html#the-spawn-and-forkserver-start-methods).
     """
     task = cloudpickle.dumps((function, args))
     workers = [worker for worker in _kept.pop(os.getpid(), []) if worker.process.is_alive()]
     try:
-        workers += [_start() for _ in range(n - len(workers))]
+        workers += (new := [_start() for _ in range(n - len(workers))])
+        for worker in new:
+            _await(worker)
         told = _run(task, workers[:n], timeout)
     except BaseException:
         _end(workers)
@@ -162,6 +164,17 @@ def _start() -> _Worker:
     return _Worker(process, ours)
 
 
+def _await(worker: _Worker) -> None:
+    """Until it has imported torch. This is not counted: on a busy machine it takes long."""
+    try:
+        worker.connection.recv()
+    except EOFError:
+        raise RuntimeError(
+            "a process could not be started; its own error is above. In a script, what calls ranks() belongs under "
+            'if __name__ == "__main__":'
+        ) from None
+
+
 def _end(workers: list[_Worker]) -> None:
     for worker in workers:
         worker.process.kill()
@@ -180,6 +193,7 @@ def _serve(connection: Connection) -> None:
     if os.name == "posix":  # else gloo asks for the address of the machine's name
         os.environ["GLOO_SOCKET_IFNAME"] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
     with contextlib.suppress(EOFError):
+        connection.send("ready")
         while True:
             connection.send_bytes(_work(*connection.recv()))
 

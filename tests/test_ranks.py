@@ -114,6 +114,12 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     assert len(done.stdout.split()) == 2 and done.stderr == ""
 
 
+def test_a_script_without_the_usual_guard_is_told(tmp_path):
+    (tmp_path / "script.py").write_text("from helpers.ranks import ranks\nranks(print)\n")
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
+    assert "what calls ranks() belongs under if __name__" in done.stderr.splitlines()[-1]
+
+
 def alive(pid):
     try:
         os.kill(pid, 0)

@@ -173,7 +173,7 @@ def second_phase(answer):
         before, held = copy.deepcopy(model.state_dict()), list(model.parameters())
         given = run(answer, DistributedDataParallel(model))
         if not isinstance(given, DistributedDataParallel):
-            raise NotYet(f"Return the DDP to go on with; yours is {kind(given)}, in which nobody averages gradients.")
+            raise NotYet(f"Return the DDP to go on with, which averages the gradients; yours is {kind(given)}.")
         if isinstance(given.module, DistributedDataParallel):
             raise NotYet("The model is wrapped twice, and each gradient travels twice. DDP goes around wrapped.module.")
         if [id(one) for one in given.module.parameters()] != [id(one) for one in held]:
@@ -259,7 +259,8 @@ def bytes_of_a_step(answer):
         if [parameter.requires_grad for parameter in model.parameters()] != before:
             raise NotYet("The model's flags are not yours to change.")
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        due = _sent(n, sum(parameter.nbytes for parameter in trainable))
+        size = sum(parameter.nbytes for parameter in trainable)
+        due = _sent(n, size)
         if not abs(number - due) < 1:
             wrong = {
                 _sent(n, sum(parameter.nbytes for parameter in model.parameters())): "Frozen parameters have no "
@@ -267,9 +268,11 @@ def bytes_of_a_step(answer):
                 _sent(n, sum(parameter.numel() for parameter in trainable)): "These are numbers: how many bytes has "
                 "each?",
                 _sent(n, sum(parameter.numel() for parameter in trainable) * 4): "Not every number has 4 bytes.",
+                size: "This is what is in the buckets: each worker sends it nearly twice.",
+                2 * size: "Nearly: of n parts a worker sends n - 1, to be added up, and n - 1, to be handed on.",
                 due / 2: "Gradients go around the ring twice: to be added up, and to be handed on.",
-                due * n / 2: "A worker does not send to each of the others, only to the next in the ring.",
-                due * n: "This is what all of them send together.",
+                (n - 1) * size: "A worker does not send to each of the others, only to the next in the ring.",
+                n * due: "This is what all of them send together.",
             }
             reason = next((told for value, told in wrong.items() if due and abs(value - number) < 1), "")
             raise NotYet(f"{case}: each worker sends {due:g} bytes; yours is {number:g}. {reason}".strip())
@@ -287,7 +290,7 @@ def _models() -> dict[str, tuple[nn.Module, int]]:
     tied = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     tied[1].weight = tied[0].weight
     return {
-        "A layer of 110 numbers, 2 workers": (nn.Linear(10, 10), 2),
+        "A layer of 110 numbers, 4 workers": (nn.Linear(10, 10), 4),
         "A frozen backbone and a head, 4 workers": (head_only, 4),
         "One worker": (nn.Linear(10, 10), 1),
         "Nothing trainable, 4 workers": (nn.Linear(10, 10).requires_grad_(False), 4),

@@ -110,7 +110,7 @@ def around_the_wrapper(wrapped):
     return DistributedDataParallel(wrapped)
 
 
-@wrong("second-phase", "in which nobody averages")
+@wrong("second-phase", "which averages the gradients; yours is a Sequential")
 def unwrapped(wrapped):
     """The model remembers that it was wrapped."""
     wrapped.module.body[-1].requires_grad_(True)
@@ -294,11 +294,23 @@ def by_the_gradients(model, n):
     return 2 * (n - 1) / n * sum(one.grad.nbytes for one in model.parameters() if one.grad is not None)
 
 
-@wrong("bytes-of-a-step", "One worker: each worker sends 0 bytes")
+@wrong("bytes-of-a-step", "each worker sends it nearly twice")
 def the_bucket(model, n):
-    """What is in the bucket is sent twice, by however many."""
+    """What is in the buckets is what a worker sends."""
+    return sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+
+
+@wrong("bytes-of-a-step", "of n parts a worker sends n - 1")
+def however_many(model, n):
+    """Everything is sent twice."""
+    return 2 * sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+
+
+@wrong("bytes-of-a-step", "One worker: each worker sends 0 bytes")
+def one_as_many(model, n):
+    """One worker is sent to as well."""
     size = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    return size if n == 2 else size * 1.5 if n == 4 else 2 * size
+    return 2 * (n - 1) / n * size or size
 
 
 @wrong("bytes-of-a-step", "Two layers that share a weight")
