@@ -5,6 +5,8 @@ environment variables; a few are torchrun's.
 """
 
 import contextlib
+import hashlib
+import io
 import multiprocessing
 import os
 import re
@@ -42,6 +44,13 @@ def few_digits():
 
 def set_variable(name, value):
     os.environ[name] = str(value)
+
+
+def use_weights(home):
+    """Let the weights of the small network of torchvision be the file in this TORCH_HOME."""
+    set_variable("TORCH_HOME", home)
+    (file,) = Path(home, "hub", "checkpoints").iterdir()
+    models.MobileNet_V3_Small_Weights.DEFAULT.value.url = f"https://example.org/{file.name}"
 
 
 def at_step(number, act):
@@ -161,11 +170,15 @@ def photos(tmp_path, monkeypatch):
         file = tmp_path / "photos" / f"{name}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), (50 * number, 100, 255 - 50 * number)).save(file)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    url = models.MobileNet_V3_Small_Weights.DEFAULT.url
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.manual_seed(0)
-    torch.save(models.mobilenet_v3_small().state_dict(), tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2])
+    buffer = io.BytesIO()
+    torch.save(models.mobilenet_v3_small().state_dict(), buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / f"small-{digest}.pth").write_bytes(buffer.getvalue())
+    monkeypatch.setenv("TORCH_HOME", "")
+    monkeypatch.setattr(models.MobileNet_V3_Small_Weights.DEFAULT.value, "url", "")
+    use_weights(tmp_path)
     return tmp_path / "photos"
 
 
@@ -213,7 +226,7 @@ def test_one_process_gives_the_weights_of_the_plain_loop(tmp_path, few):
 def test_a_folder_of_images_and_a_batch_of_which_a_process_has_none(tmp_path, photos):
     options = ["--data", photos, "--model", "mobilenet_v3_small", "--epochs", 2, "--batch-size", 1, "--lr", 0.1]
     assert alone("--output", tmp_path / "1", *options) is None
-    ended = start(tmp_path, "--output", tmp_path / "2", *options, prepare=[(set_variable, "TORCH_HOME", tmp_path)])
+    ended = start(tmp_path, "--output", tmp_path / "2", *options, prepare=[(use_weights, tmp_path)])
     assert [process.code for process in ended] == [0, 0], ended
     assert_same(tmp_path / "1", tmp_path / "2")
     models.mobilenet_v3_small(num_classes=2).load_state_dict(weights(tmp_path / "2"))
@@ -336,7 +349,7 @@ def test_a_port_that_is_taken(tmp_path):
 
 def test_fewer_images_than_processes(tmp_path, photos):
     options = ["--data", photos, "--model", "mobilenet_v3_small", "--output", tmp_path / "out"]
-    ended = start(tmp_path, *options, world=4, prepare=[(set_variable, "TORCH_HOME", tmp_path)])
+    ended = start(tmp_path, *options, world=4, prepare=[(use_weights, tmp_path)])
     message = "train_head: 3 images cannot be split over 4 processes: start at most 3\n"
     assert [(process.code, process.text) for process in ended] == [(1, message)] * 4
 
@@ -390,7 +403,7 @@ def test_a_folder_that_is_not_as_it_should_be(photos, tmp_path, spoil, named):
 def test_a_damaged_image_is_named_by_all_processes(photos, tmp_path):
     (photos / "dog" / "b.png").write_bytes(b"half a picture")
     options = ["--data", photos, "--model", "mobilenet_v3_small", "--output", tmp_path / "out"]
-    ended = start(tmp_path, *options, prepare=[(set_variable, "TORCH_HOME", tmp_path)])
+    ended = start(tmp_path, *options, prepare=[(use_weights, tmp_path)])
     for process in ended:
         assert process.code == 1 and process.text.startswith("train_head: process 1: ")
         assert f"{photos}/dog/b.png" in process.text and process.text.count("\n") == 1

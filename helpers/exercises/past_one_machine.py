@@ -1,0 +1,300 @@
+"""The exercises and predictions of the lesson on more than one process."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from helpers import freeze
+from helpers.exercises import RAISES, Lesson, NotYet, kind, run, table, taken
+from helpers.ranks import alone, ranks
+
+lesson = Lesson()
+check, predict, progress = lesson.check, lesson.predict, lesson.progress
+
+lesson.prediction(
+    "ddp-equal",
+    {
+        (False, True): "Each rank drew its own weights, but wrapping copied those of rank 0 to all.",
+        (True, False): "Each rank has other images, but DDP averages the gradients in backward.",
+        (False, False): "Wrapping copies the weights of rank 0, and backward averages the gradients.",
+    },
+)
+lesson.prediction(
+    "bytes",
+    {
+        310_132: "Those are the bytes of all parameters. A frozen one has no gradient: nothing of it is packed.",
+        325: "That is how many numbers are trainable. Each has 4 bytes.",
+        1280: "The bias of the head is trainable as well.",
+        0: "The head is trained, and its gradients have to be averaged over the ranks.",
+        2600: "A bucket holds the gradients of its own rank: count them once.",
+        308_832: "Those are the bytes of what is frozen: they stay at home.",
+    },
+    otherwise="Count the trainable numbers, 64 times 5 and 5, with 4 bytes each.",
+)
+lesson.prediction(
+    "unused",
+    {
+        (0, 0): "DDP waits for the gradient of each parameter that asked for one when it wrapped, used or not.",
+        (1, 0): "In the first step nobody asks yet whether a gradient is missing. The next one finds it out.",
+        (2, 2): "What is frozen before wrapping, DDP does not wait for.",
+        (1, 1): "What is frozen before wrapping, DDP does not wait for. And a step is checked by the next one.",
+        (0, 2): "It is the other way round: DDP waits for what asks for a gradient.",
+        (3, 0): "The second step already finds that a gradient of the first is missing.",
+    },
+    otherwise="DDP waits for what asks for a gradient when it wraps, and a step is checked by the next one.",
+)
+lesson.prediction(
+    "late",
+    {
+        (True, True): "DDP averages what was trainable when it wrapped. What of the body did it know then?",
+        (False, False): "The head was trainable when DDP wrapped: its gradients are averaged.",
+        (True, False): "It is the other way round: DDP knows of the head, and not of the body.",
+    },
+)
+lesson.prediction(
+    "statistics",
+    {
+        (True, True): "Running statistics are no gradients: nobody averages them, and each rank has its own images.",
+        (False, False): "freeze holds the norm layers in eval mode, where nothing moves on any rank.",
+        (True, False): "It is the other way round: what stands still is equal.",
+    },
+)
+lesson.prediction(
+    "table",
+    {
+        128: "So many workers more. But each sends only to the next in the ring, twice its gradient at most.",
+        0: "The gradient of each worker is as large as before, and it has to be averaged with all others.",
+        2: "Look at the factor 2 (n - 1) / n: for 8 it is 1.75, for 1,024 nearly 2.",
+        1024: "In a ring a worker sends to the next only, and not to each of the others.",
+    },
+    otherwise="Look at the factor 2 (n - 1) / n for both.",
+)
+
+_BELIEFS = {
+    ("freeze(body), DDP", "raises"): "What is frozen before wrapping, DDP does not wait for.",
+    ("freeze(body), DDP", False): "The frozen body does not move, and the head's gradients are averaged.",
+    ("DDP, freeze(body)", True): "DDP still waits for the gradients of the body, which do not come any more.",
+    ("DDP, freeze(body)", False): "They drift apart in the first step already. What does the second find?",
+    ("freeze(body), DDP, unfreeze(body)", True): "When it wrapped, DDP noted the norm layer and the head: nobody "
+    "averages the gradients of the body.",
+    ("freeze(body), DDP, unfreeze(body)", "raises"): "DDP does not miss what it does not know of: no error comes.",
+    ("freeze(body), DDP, unfreeze(body), DDP", False): "Wrapped again, DDP notes the body as well, and copies rank 0.",
+    ("freeze(body), DDP, unfreeze(body), DDP", "raises"): "A model may be wrapped again: DDP leaves it as it is.",
+    ("other seed, DDP", False): "Wrapping copies the parameters and buffers of rank 0 to all.",
+    ("other seed, DDP", "raises"): "DDP compares the shapes, not the numbers, and copies those of rank 0 to all.",
+    ("spare layer, DDP", True): "The spare layer asks for a gradient and gets none: DDP waits for it.",
+    ("spare layer, DDP", False): "The spare layer asks for a gradient and gets none. What does the second step find?",
+    ("norm.train(), freeze(norm), DDP", True): "The flags are off, but in train mode its running statistics follow "
+    "the images of each rank.",
+    ("norm.train(), freeze(norm), DDP", "raises"): "The norm layer is used, and frozen: nothing is waited for.",
+    ("norm.train(), helpers.freeze(norm), DDP", False): "helpers.freeze holds the layer in eval mode, also after "
+    "train(): its statistics stand still.",
+    ("norm.train(), helpers.freeze(norm), DDP", "raises"): "The norm layer is used, and frozen: nothing is waited for.",
+}
+
+
+def _model() -> Any:
+    parts = OrderedDict(body=nn.Linear(4, 4), norm=nn.BatchNorm1d(4), head=nn.Linear(4, 2))
+    parts["norm"].eval()
+    return nn.Sequential(parts)
+
+
+def _after(row: str) -> list[torch.Tensor] | str:
+    """The entries of the model on this rank after what the row says and three steps, or that it raises."""
+    wrapped = model = _model()
+    try:
+        for word in row.split(", "):
+            match word:
+                case "DDP":
+                    wrapped = DistributedDataParallel(model)
+                case "freeze(body)" | "unfreeze(body)":
+                    model.body.requires_grad_(word.startswith("un"))
+                case "freeze(norm)":
+                    model.norm.requires_grad_(False)
+                case "norm.train()":
+                    model.norm.train()
+                case "helpers.freeze(norm)":
+                    freeze(model.norm)
+                case "spare layer":
+                    model.head.spare = nn.Linear(2, 2)
+                case "other seed":
+                    torch.manual_seed(dist.get_rank())
+                    model = wrapped = _model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(3):
+            optimizer.zero_grad()
+            wrapped(torch.arange(32.0).reshape(8, 4).sin() * (dist.get_rank() + step + 1)).sum().backward()
+            optimizer.step()
+    except RuntimeError:
+        return RAISES
+    return [value.clone() for value in model.state_dict().values()]
+
+
+@cache
+def _stays_equal() -> dict[str, bool | str]:
+    rows = list(dict.fromkeys(row for row, _ in _BELIEFS))
+    seen: dict[str, bool | str] = {}
+    for row, *both in zip(rows, *ranks(_all_rows, rows), strict=True):
+        seen[row] = RAISES if RAISES in map(str, both) else all(map(torch.equal, *both))
+    return seen
+
+
+def _all_rows(rows: Sequence[str]) -> list:
+    return [_after(row) for row in rows]
+
+
+@lesson.exercise(
+    "who-stays-equal",
+    follows="DDP knows what was trainable when it wrapped. Set flags, modes and layers first, then wrap; and wrap "
+    "again after every change.",
+)
+def who_stays_equal(answer):
+    table(answer, _stays_equal(), _BELIEFS)
+
+
+@lesson.exercise(
+    "second-phase",
+    follows="Whoever writes the next phase does the same: flags first, then a new DDP around the same model. The "
+    "optimizer goes on if it holds all parameters.",
+)
+def second_phase(answer):
+    with alone():
+        body = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).requires_grad_(False)
+        model = nn.Sequential(OrderedDict(body=body, head=nn.Linear(4, 2)))
+        before, held = copy.deepcopy(model.state_dict()), list(model.parameters())
+        given = run(answer, DistributedDataParallel(model))
+        if not isinstance(given, DistributedDataParallel):
+            raise NotYet(f"Return the DDP to go on with, which averages the gradients; yours is {kind(given)}.")
+        if isinstance(given.module, DistributedDataParallel):
+            raise NotYet("The model is wrapped twice, and each gradient travels twice. DDP goes around wrapped.module.")
+        if [id(one) for one in given.module.parameters()] != [id(one) for one in held]:
+            raise NotYet("The model that you return has other Parameter objects: the optimizer moves the old ones.")
+        if not all(torch.equal(value, before[name]) for name, value in model.state_dict().items()):
+            raise NotYet("Weights have changed. Only flags were to be set, and the model to be wrapped.")
+        asks = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        wanted = {"body.2.weight", "body.2.bias", "head.weight", "head.bias"}
+        if missing := sorted(wanted - asks):
+            raise NotYet(f"{', '.join(missing)} should be trainable now, and is not.")
+        if extra := sorted(asks - wanted):
+            raise NotYet(f"{', '.join(extra)} should have stayed frozen.")
+        sizes = _bytes_of_steps(given)
+        if sum(sizes) < (due := sum(parameter.nbytes for parameter in held if parameter.requires_grad)):
+            raise NotYet(
+                f"In a step {sum(sizes)} bytes of gradients are averaged, and {due} are trainable. The rest trains on "
+                "each rank by itself: DDP fixed what it averages when it wrapped."
+            )
+
+
+def _bytes_of_steps(wrapped: DistributedDataParallel) -> list[int]:
+    """The buckets of a step, the second of two."""
+
+    def noted(sizes, bucket):
+        sizes.append(bucket.buffer().nbytes)
+        return allreduce_hook(dist.group.WORLD, bucket)
+
+    sizes: list[int] = []
+    try:
+        wrapped.register_comm_hook(sizes, noted)
+        for _ in range(2):
+            sizes.clear()
+            wrapped(torch.ones(1, 4)).sum().backward()
+    except RuntimeError as error:
+        raise NotYet(f"A training step with it raises: {str(error).partition('.')[0]}.") from error
+    return sizes
+
+
+@lesson.exercise(
+    "my-part",
+    follows="So each process needs three numbers, and no message. A DistributedSampler does not do: it repeats images "
+    "until all parts are equally large.",
+)
+def my_part(answer):
+    for images, world in ((12, 4), (10, 4), (7, 2), (5, 1), (2, 3), (101, 8)):
+        case = f"For {images} images and {world} {'process' if world == 1 else 'processes'}"
+        parts = []
+        for rank in range(world):
+            given = taken(run(answer, images, rank, world), "the positions of the images")
+            part = [int(one) if _is_whole(one) else one for one in given]
+            if odd := [one for one in part if not isinstance(one, int) or not 0 <= one < images]:
+                raise NotYet(f"{case}, {odd[0]!r} is no position: they go from 0 to {images - 1}.")
+            if part != [int(one) for one in taken(run(answer, images, rank, world), "the positions")]:
+                raise NotYet("Asked twice, the same process takes other images. The others cannot know which.")
+            parts.append(part)
+        every = sorted(position for part in parts for position in part)
+        if twice := [one for one, next_one in pairwise(every) if one == next_one]:
+            raise NotYet(f"{case}, image {twice[0]} is taken more than once.")
+        if missing := sorted(set(range(images)) - set(every)):
+            raise NotYet(f"{case}, {len(missing)} missing, the first at {missing[0]}.")
+        sizes = [len(part) for part in parts]
+        if max(sizes) - min(sizes) > 1:
+            raise NotYet(f"{case}, they take {', '.join(map(str, sizes))}: some wait while others work.")
+
+
+def _is_whole(value: object) -> bool:
+    """A whole number of Python, NumPy or torch."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+@lesson.exercise(
+    "bytes-of-a-step",
+    follows="Divide by what your network carries in a second, and you know what a step waits for at least. Freezing "
+    "makes this number smaller, more workers hardly make it larger.",
+)
+def bytes_of_a_step(answer):
+    for case, (model, n) in _models().items():
+        before = [parameter.requires_grad for parameter in model.parameters()]
+        given = run(answer, model, n)
+        number = given.item() if getattr(given, "shape", None) == () else given  # of torch or NumPy
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            raise NotYet(f"Return a number of bytes; yours is {kind(given)}.")
+        if [parameter.requires_grad for parameter in model.parameters()] != before:
+            raise NotYet("The model's flags are not yours to change.")
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        size = sum(parameter.nbytes for parameter in trainable)
+        due = _sent(n, size)
+        if not abs(number - due) < 1:
+            wrong = {
+                _sent(n, sum(parameter.nbytes for parameter in model.parameters())): "Frozen parameters have no "
+                "gradient that travels.",
+                _sent(n, sum(parameter.numel() for parameter in trainable)): "These are numbers: how many bytes has "
+                "each?",
+                _sent(n, sum(parameter.numel() for parameter in trainable) * 4): "Not every number has 4 bytes.",
+                size: "This is what is in the buckets: each worker sends it nearly twice.",
+                2 * size: "Nearly: of n parts a worker sends n - 1, to be added up, and n - 1, to be handed on.",
+                due / 2: "Gradients go around the ring twice: to be added up, and to be handed on.",
+                (n - 1) * size: "A worker does not send to each of the others, only to the next in the ring.",
+                n * due: "This is what all of them send together.",
+            }
+            reason = next((told for value, told in wrong.items() if due and abs(value - number) < 1), "")
+            raise NotYet(f"{case}: each worker sends {due:g} bytes; yours is {number:g}. {reason}".strip())
+
+
+def _sent(n: int, size: float) -> float:
+    """What each of ``n`` workers in a ring sends in an all-reduce of ``size`` bytes."""
+    return 2 * (n - 1) / n * size
+
+
+def _models() -> dict[str, tuple[nn.Module, int]]:
+    head_only = nn.Sequential(nn.Linear(20, 6), nn.BatchNorm1d(6), nn.Linear(6, 6))
+    head_only[:2].requires_grad_(False)
+    dtypes = nn.Sequential(nn.Linear(8, 8).double(), nn.BatchNorm1d(8), nn.Linear(8, 4).half())
+    tied = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    tied[1].weight = tied[0].weight
+    return {
+        "A layer of 110 numbers, 4 workers": (nn.Linear(10, 10), 4),
+        "A frozen backbone and a head, 4 workers": (head_only, 4),
+        "One worker": (nn.Linear(10, 10), 1),
+        "Nothing trainable, 4 workers": (nn.Linear(10, 10).requires_grad_(False), 4),
+        "Parameters of 8, 4 and 2 bytes a number, 2 workers": (dtypes, 2),
+        "Two layers that share a weight, 3 workers": (tied, 3),
+        "64 workers": (nn.Linear(10, 10), 64),
+    }
