@@ -71,7 +71,7 @@ def lab(tmp_path_factory):
                 with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/api?token={token}"):
                     break
                 time.sleep(0.5)
-            yield folder / "notebooks", f"{address}/lab/tree/{{}}?token={token}"
+            yield folder / "notebooks", f"{address}/lab/tree/{{}}?reset&token={token}"
         finally:
             server.terminate()
 
