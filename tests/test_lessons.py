@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -368,9 +367,7 @@ def test_a_file_that_is_no_notebook_is_named_in_one_line(tmp_path):
     assert re.findall(r"^(\w+).ipynb: not a notebook of format 4$", told, re.M) == ["empty", "old"], told
 
 
-def test_a_dead_kernel_is_noticed_at_once_and_its_cell_named(tmp_path):
+def test_a_dead_kernel_is_noticed_and_its_cell_named(tmp_path):
     put(tmp_path / "dies.ipynb", unsaved("2", "import os; os._exit(1)", "3", "4"))
-    start = time.monotonic()
-    told = strict_nbval("-n", "0", tmp_path)
-    assert time.monotonic() - start < 60  # the cell's own limit is 120 seconds
+    told = strict_nbval("-n", "0", tmp_path)  # not by the limit of 120 seconds: that has another message
     assert "Cell 1: The kernel died in this cell." in told and "1 failed, 1 passed, 2 xfailed" in told, told
