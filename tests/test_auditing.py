@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune
@@ -20,6 +19,7 @@ from torchvision.ops import StochasticDepth
 
 from helpers.auditing import RULES, Finding, Findings, audit
 from helpers.freezing import freeze
+from helpers.ranks import alone
 
 INPUT = torch.ones(4, 2)
 
@@ -27,9 +27,8 @@ INPUT = torch.ones(4, 2)
 @pytest.fixture(scope="module", autouse=True)
 def group():
     """A group of one process, for DistributedDataParallel."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+    with alone():
+        yield
 
 
 def found(model, optimizer=None):

@@ -1,8 +1,5 @@
 """Models in DistributedDataParallel: what audit says of them happens, and the other tools take them."""
 
-import multiprocessing
-from tempfile import TemporaryDirectory
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,6 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from helpers import audit, freeze, graph, parameters, saved_tensors, unfreeze, watch
+from helpers.ranks import alone, ranks
 
 
 def model():
@@ -21,9 +19,8 @@ def model():
 
 @pytest.fixture
 def ddp():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield DistributedDataParallel(model())
-    dist.destroy_process_group()
+    with alone():
+        yield DistributedDataParallel(model())
 
 
 def test_names_begin_with_module_as_in_the_state_dict(ddp):
@@ -55,9 +52,9 @@ def step(ddp, rank):
     ddp(torch.full((3, 2), rank + 1.0)).sum().backward()
 
 
-def in_a_process(rank, file, send):
-    """Unfreeze, wrap again, freeze: the findings and the gradients at each stage, and the error at the end."""
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+def in_a_process():
+    """Unfreeze, wrap again, freeze: at each stage the findings and the gradients, at the end the error."""
+    rank, told = dist.get_rank(), {}
     ddp = DistributedDataParallel(model())
     step(ddp, rank)
     unfreeze(ddp.module, "0.weight")
@@ -65,7 +62,7 @@ def in_a_process(rank, file, send):
         findings = [finding.name for finding in audit(ddp)]
         step(ddp, rank)
         first, last = ddp.module[0].weight, ddp.module[2].weight
-        send.put((stage, rank, findings, first.grad.tolist(), last.grad.tolist()))
+        told[stage] = findings, first.grad.tolist(), last.grad.tolist()
         ddp = DistributedDataParallel(ddp.module)
     ddp.module[2].requires_grad_(False)
     findings = [finding.name for finding in audit(ddp)]
@@ -73,31 +70,16 @@ def in_a_process(rank, file, send):
     try:
         step(ddp, rank)
     except RuntimeError as error:
-        send.put(("frozen", rank, findings, str(error), None))
-    dist.destroy_process_group()
+        told["frozen"] = findings, str(error), None
+    return told
 
 
 @pytest.fixture(scope="module")
 def stages():
     """stage -> for the two processes: the names that audit finds, and the gradients of the first and last weight."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers", "torch.distributed"])
-    received, found = context.SimpleQueue(), {}
-    with TemporaryDirectory() as folder:
-        processes = [context.Process(target=in_a_process, args=(rank, f"{folder}/f", received)) for rank in (0, 1)]
-        try:
-            for process in processes:
-                process.start()
-            for process in processes:
-                process.join(60)
-            while not received.empty():
-                stage, rank, *facts = received.get()
-                found.setdefault(stage, {})[rank] = facts
-        finally:
-            for process in processes:
-                process.kill()
-                process.join()
-    return found
+    one, other = ranks(in_a_process)
+    assert one.keys() == other.keys() == {"unfrozen", "wrapped again", "frozen"}
+    return {stage: {0: one[stage], 1: other[stage]} for stage in one}
 
 
 def test_what_was_unfrozen_after_wrapping_trains_unsynchronized_without_an_error(stages):

@@ -7,7 +7,6 @@ from itertools import count, islice
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
@@ -30,6 +29,7 @@ from torchvision.transforms import v2
 
 from helpers.features import cache_features
 from helpers.freezing import freeze
+from helpers.ranks import alone
 
 
 def images(count=10, size=8):
@@ -244,16 +244,13 @@ def test_nothing_but_repeats_is_left_out():
 
 
 def test_a_backbone_in_ddp_is_run_without_it():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
+    with alone():
         backbone = DistributedDataParallel(small_backbone().requires_grad_(True))
         backbone.register_forward_pre_hook(lambda *_: pytest.fail("DistributedDataParallel would synchronize buffers"))
         with pytest.raises(ValueError, match=re.escape("trainable parameters (module.0.weight, ")):
             cache_features(backbone, DataLoader(images(), batch_size=4))
         freeze(backbone)
         features, _ = cache_features(backbone, DataLoader(images(), batch_size=4)).tensors
-    finally:
-        dist.destroy_process_group()
     torch.testing.assert_close(features, backbone.module(images().tensors[0]))
 
 
