@@ -26,6 +26,8 @@ html_theme = "sphinx_book_theme"
 html_theme_options = {
     "navbar_persistent": [],  # the search is in the sidebar
     "use_fullscreen_button": False,
+    # Those of the section in view only would fold away before Tab, which comes through the page first, reaches them.
+    "show_toc_level": 2,
     "footer_content_items": [],
 }
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
