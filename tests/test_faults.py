@@ -5,7 +5,9 @@ Broken notebooks, dead kernels, full disks and kills are in test_lessons.py and 
 
 import ast
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -162,3 +164,20 @@ def test_make_replaces_an_environment_whose_python_does_not_start(make, tmp_path
 def test_make_says_which_python_it_needs(make):
     ended, asked, told = make(TOO_OLD="1")
     assert (ended, asked) == (2, []) and "Python 3.11 or newer is needed; name one: make PYTHON=" in told
+
+
+def test_where_the_port_is_taken_jupyterlab_says_so_and_takes_another(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", "--ip=127.0.0.1"]
+        command += [f"--port={port}", str(tmp_path)]
+        env = os.environ | {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+        with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as server:
+            told = []
+            for line in server.stderr:
+                told.append(line)
+                if "/lab?token=" in line:
+                    break
+            server.kill()
+    assert any(f"The port {port} is already in use, trying another port." in line for line in told), told
+    assert told and re.search(r"http://127\.0\.0\.1:(\d+)/lab", told[-1])[1] != str(port), told
