@@ -61,19 +61,6 @@ lesson.prediction(
     otherwise="In which columns is there a .grad once the weight is frozen? And what does each optimizer add to zeros?",
 )
 lesson.prediction(
-    "same",
-    {
-        (False, True, False): "You let to() make new Parameters, as .to() of a tensor makes a new tensor. A module "
-        "converts its own in place.",
-        (False, False, False): "Two of the three write new values into the Parameters that are there.",
-        (True, True, True): "assign=True takes the tensors of the state_dict as they are: new Parameters.",
-        (True, False, False): "A plain load_state_dict copies values into the Parameters that are there.",
-        (False, True, True): "It is the other way round: to() of a module converts its own Parameters in place, and "
-        "assign=True takes the tensors of the state_dict as they are.",
-    },
-    otherwise="Which of the three writes new values into the Parameters that are there, and which takes other ones?",
-)
-lesson.prediction(
     "resume-all",
     {
         (4, 0.01): "You took a state_dict to hold state only. It holds the settings of each group too, and loading "
@@ -88,16 +75,6 @@ lesson.prediction(
         (0, 0.1): "The momentum is the state that is loaded: four parameters have some.",
     },
     otherwise="Look at what was saved: the momenta of one step of all four parameters, and the settings of the group.",
-)
-lesson.prediction(
-    "names",
-    {
-        1: "You let names decide, as in the state_dict of a model. The optimizer saves them and goes by position.",
-        0: "Loading did find something for first: look which position it has in the new optimizer.",
-        None: "Loading did find something for first: look which position it has in the new optimizer.",
-        6: "The momenta are not added up: each goes to one position.",
-    },
-    otherwise="Each momentum is a gradient, 1 or 5: look which position first has in the new optimizer.",
 )
 
 SGD, Adam, AdamW, LBFGS = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.LBFGS
