@@ -417,18 +417,20 @@ def test_the_graph_does_not_keep_the_saved_tensors_alive():
     assert Note.alive == 0 and len(found) == 2
 
 
-@pytest.mark.skipif(not hasattr(torch._C._autograd.SavedTensor, "data"), reason="this torch shows it only by unpacking")
-def test_hooks_on_saved_tensors_are_not_called_and_a_checkpoint_is_not_computed_again():
+def test_hooks_on_saved_tensors_are_called_only_where_torch_shows_nothing_without():
+    shows = hasattr(torch._C._autograd.SavedTensor, "data")  # not in torch 2.9
     calls, net, x = [], nn.Sequential(nn.Linear(3, 3), nn.ReLU()), torch.ones(1, 3, requires_grad=True)
     net.register_forward_pre_hook(lambda *_: calls.append("forward"))
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (t.device, t), lambda t: calls.append("unpack") or t[1]):
         hooked = net(x)
     output = checkpoint(net, x, use_reentrant=False)
     assert sum(dict(graph(hooked, net).nodes(data="saved_bytes")).values()) == 24  # x, and what ReLU made
-    assert sum(dict(graph(output, net).nodes(data="saved_bytes")).values()) == 0
-    assert calls == ["forward", "forward"]
+    assert sum(dict(graph(output, net).nodes(data="saved_bytes")).values()) == (0 if shows else 24)
+    assert calls[:2] == ["forward", "forward" if shows else "unpack"] and ("unpack" in calls) is not shows
+    ran = calls.count("forward")
+    assert ran == 2 if shows else ran > 2
     output.sum().backward()
-    assert calls == ["forward"] * 3
+    assert calls.count("forward") == ran + 1
 
 
 class Triple(torch.autograd.Function):
