@@ -55,8 +55,8 @@ def graph(output: Any, model: nn.Module | None = None) -> networkx.DiGraph:
     passes) or if it is the partner of a known weight or bias in a linear, convolution or norm layer.
 
     Graph, gradients, versions and random state stay as they are. Hooks on saved tensors are not called, except where
-    torch cannot be asked without (2.9): there a checkpoint is computed again, and counted. Time grows linearly; but torch
-    2.14 crashes as it frees a chain of some 50,000 operations that Python has walked, by whatever means.
+    torch cannot be asked without (2.9): there a checkpoint is computed again, and counted. Time grows linearly; but
+    torch 2.14 crashes as it frees a chain of some 50,000 operations that Python has walked, by whatever means.
 
     Raises ``TypeError`` for anything but tensors, ``ValueError`` for a tensor without history, and ``RuntimeError``
     when backward has freed the saved tensors.

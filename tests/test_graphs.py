@@ -426,7 +426,7 @@ def test_hooks_on_saved_tensors_are_called_only_where_torch_shows_nothing_withou
     output = checkpoint(net, x, use_reentrant=False)
     assert sum(dict(graph(hooked, net).nodes(data="saved_bytes")).values()) == 24  # x, and what ReLU made
     assert sum(dict(graph(output, net).nodes(data="saved_bytes")).values()) == (0 if shows else 24)
-    assert calls[:2] == ["forward", "forward" if shows else "unpack"] and ("unpack" in calls) is not shows
+    assert ("unpack" in calls) is not shows
     ran = calls.count("forward")
     assert ran == 2 if shows else ran > 2
     output.sum().backward()
