@@ -23,6 +23,8 @@ it. Features are not kept: a restart computes them again. torchrun can start aga
 processes from the addresses of the dead ones (https://github.com/pytorch/pytorch/issues/135712)::
 
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone --max-restarts 3 --nproc-per-node 2 -m ...
+
+What ends all processes is said once, by process 0. torchrun adds a traceback of its own: look above it.
 """
 
 import argparse
@@ -34,7 +36,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -53,11 +55,13 @@ class Problem(Exception):
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     device = join(options.backend, options.timeout)
-    rank, world, problem = dist.get_rank(), dist.get_world_size(), None
+    rank, world, code = dist.get_rank(), dist.get_world_size(), 0
     try:
         run(options, device)
     except Problem as error:
-        problem = error
+        code = 1
+        say(f"train_head: {error}", sys.stderr)
+        everyones(None)  # waits until it is said: torchrun kills all as soon as one has ended
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
@@ -68,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "(--timeout). The same command goes on from the --checkpoint, if it has one."
         )
     dist.destroy_process_group()
-    if problem:
-        sys.exit(f"train_head: {problem}")
+    if code:
+        sys.exit(code)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -308,9 +312,9 @@ def unfinished(path: Path) -> Path:
     return path.with_name(path.name + ".unfinished")
 
 
-def say(text: str) -> None:
+def say(text: str, file: TextIO | None = None) -> None:
     if dist.get_rank() == 0:
-        print(text, flush=True)
+        print(text, file=file, flush=True)
 
 
 def first_line(error: Exception) -> str:
