@@ -224,11 +224,22 @@ def load(data: str, name: str | None) -> tuple[nn.Module, Dataset, list[str]]:
     if name not in known:
         near = ", ".join(get_close_matches(name, known, cutoff=0))
         raise Problem(f"torchvision has no classification model {name!r}; nearest: {near}")
+    if not os.path.isdir(data):
+        raise Problem(f"--data: no folder {data!r}: give digits, or a folder with a folder of images for each class")
     weights = models.get_model_weights(name).DEFAULT
-    dataset = ImageFolder(data, transform=weights.transforms())
+    dataset = ImageFolder(data, transform=weights.transforms(), loader=read_image)
     model = pretrained(models.get_model_builder(name), weights)
     last_linear(model)
     return model, dataset, dataset.classes
+
+
+def read_image(path: str) -> Any:
+    from torchvision.datasets.folder import default_loader
+
+    try:
+        return default_loader(path)
+    except Exception as error:  # a damaged file can raise nearly anything, often without its name
+        raise OSError(f"{path} cannot be read as an image ({first_line(error)}): remove or replace it") from error
 
 
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
@@ -252,7 +263,8 @@ def together() -> Iterator[None]:
     try:
         yield
     except (Problem, OSError, RuntimeError) as error:
-        problem = str(error).splitlines()[-1]  # the first ones may be the traceback of a DataLoader's worker
+        # The first lines may be the traceback of a DataLoader's worker.
+        problem = str(error).splitlines()[-1].removeprefix("OSError: ")
     problems = everyones(problem)
     for text in dict.fromkeys(filter(None, problems)):
         where = [str(rank) for rank, other in enumerate(problems) if other == text]

@@ -421,7 +421,10 @@ def remove_classes(photos):
 @pytest.mark.parametrize(
     "spoil, named",
     [
-        (lambda photos: photos.rename(photos.with_name("moved")), "No such file or directory: '{photos}'"),
+        (
+            lambda photos: photos.rename(photos.with_name("moved")),
+            "--data: no folder '{photos}': give digits, or a folder with a folder of images for each class",
+        ),
         (remove_classes, "Couldn't find any class folder in {photos}"),
         (empty, "Found no valid file for the classes cat. Supported extensions are: .jpg"),
     ],
@@ -432,13 +435,21 @@ def test_a_folder_that_is_not_as_it_should_be(photos, tmp_path, spoil, named):
     assert said.startswith("train_head: ") and named.format(photos=photos) in said
 
 
-def test_a_damaged_image_is_named_by_all_processes(photos, tmp_path):
-    (photos / "dog" / "b.png").write_bytes(b"half a picture")
+@pytest.mark.parametrize("data", ["", "Digits", __file__])
+def test_data_that_is_no_folder(data, tmp_path):
+    assert alone("--data", data, "--output", tmp_path / "out").startswith(
+        f"train_head: --data: no folder {data!r}: give"
+    )
+
+
+@pytest.mark.parametrize("damage", [lambda image: image.write_bytes(b"no picture"), lambda image: halve(image)])
+def test_a_damaged_image_is_named(damage, photos, tmp_path):
+    damage(photos / "dog" / "b.png")
     options = ["--data", photos, "--model", "mobilenet_v3_small", "--output", tmp_path / "out"]
-    ended = start(tmp_path, *options, prepare=[(use_weights, tmp_path)])
-    for process in ended:
-        assert process.code == 1 and process.text.startswith("train_head: process 1: ")
-        assert f"{photos}/dog/b.png" in process.text and process.text.count("\n") == 1
+    first, second = start(tmp_path, *options, prepare=[(use_weights, tmp_path)])
+    assert first.code == second.code == 1 and second.text == ""
+    assert first.text.startswith(f"train_head: process 1: {photos}/dog/b.png cannot be read as an image (")
+    assert first.text.endswith("): remove or replace it\n") and first.text.count("\n") == 1
 
 
 def test_a_model_without_weights_or_without_that_name(photos, tmp_path, monkeypatch):
