@@ -28,6 +28,7 @@ What ends all processes is said once, by process 0. torchrun adds a traceback of
 """
 
 import argparse
+import math
 import os
 import reprlib
 import sys
@@ -95,8 +96,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--timeout", type=float, default=600, help="seconds that a process waits for the others")
     options = parser.parse_args(arguments)
     for name in ("epochs", "batch_size", "lr", "timeout"):
-        if not vars(options)[name] > 0:
-            parser.error(f"--{name.replace('_', '-')} must be above 0, not {vars(options)[name]}")
+        if not 0 < vars(options)[name] < math.inf:
+            parser.error(f"--{name.replace('_', '-')} must be above 0 and finite, not {vars(options)[name]}")
     if options.output == options.checkpoint:
         parser.error("--output and --checkpoint must be two files")
     if options.data == "digits" and options.model:
@@ -112,9 +113,10 @@ def join(backend: str, seconds: float) -> torch.device:
     if backend == "nccl":
         local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if local >= gpus:
+            fewer = f"start {gpus} processes here (--nproc-per-node), or " if gpus else ""
             sys.exit(
                 f"train_head: --backend nccl needs a GPU for each process, and this machine has {gpus}: "
-                f"start {gpus} processes here (--nproc-per-node), or use --backend gloo"
+                f"{fewer}use --backend gloo"
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
@@ -124,7 +126,7 @@ def join(backend: str, seconds: float) -> torch.device:
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
     except ValueError as error:
-        sys.exit(f"train_head: {error}")
+        sys.exit(f"train_head: RANK is set, but: {error}\nStart it with torchrun, or unset RANK for a single process.")
     except RuntimeError as error:
         rank, world, host, port = (os.environ[k] for k in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
         advice = (

@@ -466,22 +466,35 @@ def test_a_model_without_weights_or_without_that_name(photos, tmp_path, monkeypa
     assert "no network" in alone("--data", photos, "--output", tmp_path / "out")
 
 
-def test_nccl_without_a_gpu(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+@pytest.mark.parametrize(
+    "gpus, advice",
+    [(0, "use --backend gloo"), (2, "start 2 processes here (--nproc-per-node), or use --backend gloo")],
+)
+def test_nccl_without_enough_gpus(gpus, advice, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_RANK", "2")
     assert alone("--backend", "nccl", "--output", tmp_path / "out") == (
-        "train_head: --backend nccl needs a GPU for each process, and this machine has 0: start 0 processes here "
-        "(--nproc-per-node), or use --backend gloo"
+        f"train_head: --backend nccl needs a GPU for each process, and this machine has {gpus}: {advice}"
     )
+
+
+def test_a_rank_that_torchrun_did_not_give(monkeypatch, tmp_path):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "0")
+    said = alone("--output", tmp_path / "out")
+    assert said.startswith("train_head: RANK is set, but: ") and "WORLD_SIZE expected" in said
+    assert said.endswith("\nStart it with torchrun, or unset RANK for a single process.")
 
 
 @pytest.mark.parametrize(
     "options, named",
     [
         ([], "required: --output"),
-        (["--output", "out", "--epochs", "0"], "--epochs must be above 0, not 0"),
-        (["--output", "out", "--batch-size", "-1"], "--batch-size must be above 0, not -1"),
-        (["--output", "out", "--lr", "nan"], "--lr must be above 0, not nan"),
-        (["--output", "out", "--timeout", "0"], "--timeout must be above 0, not 0.0"),
+        (["--output", "out", "--epochs", "0"], "--epochs must be above 0 and finite, not 0"),
+        (["--output", "out", "--batch-size", "-1"], "--batch-size must be above 0 and finite, not -1"),
+        (["--output", "out", "--lr", "nan"], "--lr must be above 0 and finite, not nan"),
+        (["--output", "out", "--lr", "inf"], "--lr must be above 0 and finite, not inf"),
+        (["--output", "out", "--timeout", "0"], "--timeout must be above 0 and finite, not 0.0"),
         (["--output", "out", "--model", "resnet18"], "the digits have their own small network: leave --model out"),
         (["--output", "out", "--backend", "mpi"], "invalid choice: 'mpi'"),
         (["--output", "out", "--checkpoint", "out"], "--output and --checkpoint must be two files"),
