@@ -145,15 +145,19 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     with together():
         model, dataset, classes = load(options.data, options.model)
-        for path in filter(None, (options.output, options.checkpoint)) if rank == 0 else ():
-            can_write(path)
+        if rank == 0:
+            for path in filter(None, (options.output, options.checkpoint)):
+                can_write(path)
+            if is_checkpoint(options.output):
+                raise Problem(f"--output would replace {options.output}, which is a checkpoint: name another file")
     images = len(dataset)  # type: ignore[arg-type]
     # What processes must have in common, and a checkpoint with them.
     facts = {name: vars(options)[name] for name in ("model", "batch_size", "lr", "seed")}
     facts |= {"classes": classes, "images": images}
     for other, theirs in enumerate(everyones(facts | {"epochs": options.epochs})):
         if found := difference(facts | {"epochs": options.epochs}, theirs):
-            raise Problem(f"process {rank} and process {other} differ in {found}: start all alike, with the same data")
+            text = "process {} and process {} differ in {} ({}, {}): start all alike, with the same data"
+            raise Problem(text.format(rank, other, *found))
     if images < world:
         raise Problem(f"{images} images cannot be split over {world} processes: start at most {images}")
     with together():
@@ -280,10 +284,11 @@ def everyones(value: Any) -> list[Any]:
     return values
 
 
-def difference(ours: dict, theirs: dict) -> str | None:
+def difference(ours: dict, theirs: dict) -> tuple[str, str, str] | None:
+    """The first fact that is not the same in both, and its two values."""
     for fact, value in ours.items():
         if value != theirs.get(fact):
-            return f"{fact} ({reprlib.repr(value)}, {reprlib.repr(theirs.get(fact))})"
+            return fact, reprlib.repr(value), reprlib.repr(theirs.get(fact))
     return None
 
 
@@ -293,27 +298,44 @@ def read(path: Path, facts: dict, epochs: int) -> dict | None:
         return None
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-        theirs, done, _, _ = (state[key] for key in ("facts", "done", "head", "optimizer"))
+        trained = all(isinstance(value, torch.Tensor) for value in state.values())
+        if not trained:
+            theirs, done, _, _ = (state[key] for key in ("facts", "done", "head", "optimizer"))
     except Exception as error:  # a damaged file can raise nearly anything
         raise Problem(
             f"{path} is damaged, or no checkpoint of train_head ({type(error).__name__}: {first_line(error)}). "
             "It was left as it is: delete it to begin again, or give another --checkpoint"
         ) from error
-    if found := difference(facts, theirs):
-        problem = f"differs in {found}: give it the options and data that it was made with"
+    if trained:
+        problem = "is no checkpoint but looks like a trained model, the --output of a run:"
+    elif found := difference(facts, theirs):
+        text = "was made with {}={}, and now it is {}: give it the options and data that it was made with, or"
+        problem = text.format(found[0], found[2], found[1])
     elif done > epochs:
-        problem = f"has {done} epochs behind it, more than the {epochs} asked for: ask for more"
+        problem = f"has {done} epochs behind it, more than the {epochs} asked for: ask for more, or"
     else:
         return state
-    raise Problem(f"{path} {problem}, or give another --checkpoint. It was left as it is")
+    raise Problem(f"{path} {problem} give another --checkpoint. It was left as it is")
+
+
+def is_checkpoint(path: Path) -> bool:
+    try:
+        return "facts" in torch.load(path, weights_only=True, mmap=True)
+    except Exception:  # it is not there, or anything else
+        return False
 
 
 def can_write(path: Path) -> None:
-    """Better an OSError now than after the training."""
+    """Better a message now than after the training."""
     if path.is_dir():
         raise Problem(f"{path} is a folder: name a file")
-    unfinished(path).touch()
-    unfinished(path).unlink()
+    if not path.parent.is_dir():
+        raise Problem(f"{path}: the folder {path.parent} does not exist: create it first")
+    try:
+        unfinished(path).touch()
+        unfinished(path).unlink()
+    except OSError as error:
+        raise Problem(f"{path} cannot be written ({error.strerror}): name another file") from error
 
 
 def write(path: Path, content: object) -> None:

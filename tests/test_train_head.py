@@ -506,10 +506,13 @@ def test_options_that_make_no_sense(options, named):
 
 @pytest.mark.parametrize("option", ["--output", "--checkpoint"])
 def test_what_cannot_be_written_is_said_before_training(option, tmp_path, few):
-    said = alone("--output", tmp_path / "out", option, tmp_path / "no" / "file")
-    assert said == f"train_head: [Errno 2] No such file or directory: '{tmp_path}/no/file.unfinished'"
-    said = alone("--output", tmp_path / "out", option, tmp_path)
-    assert said == f"train_head: {tmp_path} is a folder: name a file"
+    long = "n" * 250  # the system takes 255, and .unfinished has to be added
+    for file, named in (
+        (tmp_path, " is a folder: name a file"),
+        (tmp_path / "no" / "file", f": the folder {tmp_path}/no does not exist: create it first"),
+        (tmp_path / long, " cannot be written (File name too long): name another file"),
+    ):
+        assert alone("--output", tmp_path / "out", option, file) == f"train_head: {file}{named}"
     assert [*tmp_path.iterdir()] == []
 
 
@@ -528,10 +531,10 @@ def checkpoint(tmp_path, few):
     [
         (
             ["--lr", 0.5],
-            "differs in lr (0.5, 0.01): give it the options and data that it was made with, or give another",
+            "was made with lr=0.01, and now it is 0.5: give it the options and data that it was made with, or give",
         ),
-        (["--batch-size", 7], "differs in batch_size (7, 64)"),
-        (["--seed", 7], "differs in seed (7, 0)"),
+        (["--batch-size", 7], "was made with batch_size=64, and now it is 7: "),
+        (["--seed", 7], "was made with seed=0, and now it is 7: "),
         (["--epochs", 1], "has 2 epochs behind it, more than the 1 asked for: ask for more, or give another"),
     ],
 )
@@ -546,7 +549,7 @@ def test_a_checkpoint_of_other_options_is_refused_and_kept(checkpoint, options, 
 def test_a_checkpoint_of_other_data_is_refused(checkpoint, monkeypatch):
     monkeypatch.setattr(digits, "HELD_BACK", digits.PER_CLASS - 9)
     said = alone("--output", checkpoint.with_name("out"), "--checkpoint", checkpoint)
-    assert said.startswith(f"train_head: {checkpoint} differs in images (45, 50): ")
+    assert said.startswith(f"train_head: {checkpoint} was made with images=50, and now it is 45: ")
 
 
 class Evil:
@@ -564,7 +567,7 @@ def halve(file):
         halve,
         lambda file: file.write_bytes(b""),
         lambda file: file.write_text("<html>"),
-        lambda file: torch.save(torch.nn.Linear(2, 2).state_dict(), file),
+        lambda file: torch.save({"head": 1, "facts": {}}, file),
         lambda file: torch.save(weights(file) | {"more": Evil()}, file),
     ],
 )
@@ -576,6 +579,26 @@ def test_a_damaged_checkpoint_is_named_in_every_process_and_kept(checkpoint, dam
     assert said.startswith(f"train_head: {checkpoint} is damaged, or no checkpoint of train_head (")
     assert said.endswith("It was left as it is: delete it to begin again, or give another --checkpoint")
     assert checkpoint.read_bytes() == before and [*checkpoint.parent.iterdir()] == [checkpoint]
+
+
+def test_a_trained_model_is_no_checkpoint_and_kept(tmp_path, few):
+    alone("--output", tmp_path / "model", "--epochs", 1)
+    before = (tmp_path / "model").read_bytes()
+    assert alone("--output", tmp_path / "out", "--checkpoint", tmp_path / "model") == (
+        f"train_head: {tmp_path}/model is no checkpoint but looks like a trained model, the --output of a run: "
+        "give another --checkpoint. It was left as it is"
+    )
+    assert (tmp_path / "model").read_bytes() == before and [*tmp_path.iterdir()] == [tmp_path / "model"]
+
+
+def test_a_checkpoint_is_no_place_for_the_model_and_another_file_is(checkpoint):
+    before = checkpoint.read_bytes()
+    said = alone("--output", checkpoint)
+    assert said == f"train_head: --output would replace {checkpoint}, which is a checkpoint: name another file"
+    assert checkpoint.read_bytes() == before and [*checkpoint.parent.iterdir()] == [checkpoint]
+    for content in ({"other": 1}, [1]):
+        torch.save(content, checkpoint)
+        assert alone("--output", checkpoint, "--epochs", 1) is None and "fc.bias" in weights(checkpoint)
 
 
 def test_only_the_first_process_needs_the_checkpoint(checkpoint):
