@@ -205,11 +205,16 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
             loss_of_epoch += loss.detach()
         dist.all_reduce(loss_of_epoch)
         say(f"epoch {epoch + 1}: mean loss {loss_of_epoch.item() / images:.3g}")
-        if rank == 0 and options.checkpoint:
-            state = {"head": head.state_dict(), "optimizer": optimizer.state_dict(), "done": epoch + 1}
-            write(options.checkpoint, state | {"facts": facts})
-    if rank == 0:
-        write(options.output, model.cpu().state_dict())
+        # The weights too: the last step may have spoiled them. They are the same in every process.
+        if not all(tensor.isfinite().all() for tensor in (loss_of_epoch, *head.parameters())):
+            raise Problem(f"loss or weights are not finite after epoch {epoch + 1}, which was not saved: lower --lr")
+        with together():
+            if rank == 0 and options.checkpoint:
+                state = {"head": head.state_dict(), "optimizer": optimizer.state_dict(), "done": epoch + 1}
+                write(options.checkpoint, state | {"facts": facts})
+    with together():
+        if rank == 0:
+            write(options.output, model.cpu().state_dict())
     say(f"saved in {options.output}")
 
 
@@ -340,8 +345,12 @@ def can_write(path: Path) -> None:
 
 def write(path: Path, content: object) -> None:
     """Whole or not at all: a process killed while it writes leaves the old file."""
-    torch.save(content, unfinished(path))
-    os.replace(unfinished(path), path)
+    try:
+        torch.save(content, unfinished(path))
+        os.replace(unfinished(path), path)
+    except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
+        unfinished(path).unlink(missing_ok=True)
+        raise Problem(f"{path} could not be written; is the disk full? ({first_line(error)})") from error
 
 
 def unfinished(path: Path) -> Path:

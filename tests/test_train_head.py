@@ -10,6 +10,7 @@ import io
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -599,6 +600,55 @@ def test_a_checkpoint_is_no_place_for_the_model_and_another_file_is(checkpoint):
     for content in ({"other": 1}, [1]):
         torch.save(content, checkpoint)
         assert alone("--output", checkpoint, "--epochs", 1) is None and "fc.bias" in weights(checkpoint)
+
+
+def spoil_loss(patch):
+    loss = train_head.cross_entropy
+    patch.setattr(train_head, "cross_entropy", lambda *args, **kwargs: loss(*args, **kwargs) + float("inf"))
+
+
+def spoil_weights(patch):
+    """In the only step of the epoch, so that its loss does not show it."""
+    patch.setattr(torch.optim.SGD, "step", lambda self: self.param_groups[0]["params"][0].data.fill_(float("nan")))
+
+
+@pytest.mark.parametrize("spoil", [spoil_loss, spoil_weights])
+def test_a_training_that_diverges_ends_and_the_checkpoint_is_kept(checkpoint, spoil, monkeypatch):
+    before = checkpoint.read_bytes()
+    spoil(monkeypatch)
+    said = alone("--output", checkpoint.with_name("out"), "--checkpoint", checkpoint, "--epochs", 4)
+    assert said == "train_head: loss or weights are not finite after epoch 3, which was not saved: lower --lr"
+    assert checkpoint.read_bytes() == before and [*checkpoint.parent.iterdir()] == [checkpoint]
+
+
+def test_a_learning_rate_that_is_too_high_ends_all_processes(tmp_path):
+    options = ["--output", tmp_path / "out", "--batch-size", 10, "--lr", 1e38]
+    ended = start(tmp_path, *options, prepare=[(few_digits,)])
+    assert [process.code for process in ended] == [1, 1] and not (tmp_path / "out").exists()
+    assert ended[0].text.endswith(" which was not saved: lower --lr\n") and ended[1].text == ""
+
+
+def test_a_full_disk_costs_no_file(tmp_path, few, full_disk):
+    (tmp_path / "out").write_text("old")
+    said = alone("--output", tmp_path / "out", "--epochs", 1, "--checkpoint", tmp_path / "head")
+    assert said.startswith(f"train_head: {tmp_path}/out could not be written; is the disk full? (")
+    assert (tmp_path / "out").read_text() == "old" and weights(tmp_path / "head")["done"] == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["head", "out"]
+
+
+def test_a_disk_that_is_full_for_one_process_ends_all(checkpoint):
+    before = checkpoint.read_bytes()
+    options = ["--output", checkpoint.with_name("out"), "--checkpoint", checkpoint, "--epochs", 9]
+    prepare = {0: [(few_digits,), (limit_files, len(before) - 1)], 1: [(few_digits,)]}
+    ended = start(checkpoint.parent, *options, prepare=prepare)
+    assert [process.code for process in ended] == [1, 1] and ended[1].text == ""
+    message = f"\ntrain_head: process 0: {checkpoint} could not be written; is the disk full? ("
+    assert message in ended[0].text and "epoch 3: " in ended[0].text and "epoch 4: " not in ended[0].text
+    assert checkpoint.read_bytes() == before and not checkpoint.with_name("head.unfinished").exists()
+
+
+def limit_files(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def test_only_the_first_process_needs_the_checkpoint(checkpoint):
