@@ -309,7 +309,7 @@ def read(path: Path, facts: dict, epochs: int) -> dict | None:
     except Exception as error:  # a damaged file can raise nearly anything
         raise Problem(
             f"{path} is damaged, or no checkpoint of train_head ({type(error).__name__}: {first_line(error)}). "
-            "It was left as it is: delete it to begin again, or give another --checkpoint"
+            "It was left as it is: give another --checkpoint, or delete it if you do not need it"
         ) from error
     if trained:
         problem = "is no checkpoint but looks like a trained model, the --output of a run:"

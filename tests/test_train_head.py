@@ -578,7 +578,7 @@ def test_a_damaged_checkpoint_is_named_in_every_process_and_kept(checkpoint, dam
     before = checkpoint.read_bytes()
     said = alone("--output", checkpoint.with_name("out"), "--checkpoint", checkpoint)
     assert said.startswith(f"train_head: {checkpoint} is damaged, or no checkpoint of train_head (")
-    assert said.endswith("It was left as it is: delete it to begin again, or give another --checkpoint")
+    assert said.endswith("It was left as it is: give another --checkpoint, or delete it if you do not need it")
     assert checkpoint.read_bytes() == before and [*checkpoint.parent.iterdir()] == [checkpoint]
 
 
