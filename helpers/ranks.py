@@ -55,12 +55,21 @@ def ranks(function: Callable[..., Any], *args: Any, n: int = 2, timeout: float =
     The function may be one of a notebook's cell. It is copied with all that it uses; so is what it takes and returns.
     Each call makes a group of its own, on this machine alone, and begins with ``torch.manual_seed(0)`` and one thread a
     process. What the ranks print is printed after the call, rank by rank. The processes wait for the next call, because
-    each takes seconds to import torch, and end with yours.
+    each takes seconds to import torch, and end with yours. They can start no processes: there a DataLoader needs
+    ``num_workers=0``. They are in a group already: the function does not call ``init_process_group``. Arguments by name
+    go into a lambda: ``ranks(lambda: function(scale=3))``.
 
-    Raises RuntimeError for the first rank that raises, or whose process dies, and TimeoutError after ``timeout``
-    seconds of it. What is still at work then is killed. A script needs the usual ``if __name__ == "__main__":``
+    Raises RuntimeError for the first rank that raises, whose process dies, or whose value cannot be unpickled here (a
+    DDP, for one), TimeoutError after ``timeout`` seconds of it, TypeError or ValueError for a wrong ``function`` or
+    ``n``. What is still at work then is killed. A script needs the usual ``if __name__ == "__main__":``
     (https://docs.python.org/3/library/multiprocessing.html#the-spawn-and-forkserver-start-methods).
     """
+    if not callable(function):
+        raise TypeError(f"{function!r} is no function: pass the function itself, ranks(f), not ranks(f())")
+    if not isinstance(n, int):
+        raise TypeError(f"n must be an int, not {n!r}")
+    if n < 1:
+        raise ValueError(f"n must be 1 or more, not {n}")
     task = cloudpickle.dumps((function, args))
     workers = [worker for worker in _kept.pop(os.getpid(), []) if worker.process.is_alive()]
     try:
@@ -149,10 +158,15 @@ def _run(task: bytes, workers: list[_Worker], timeout: float) -> dict[int, _Told
 
 def _receive(worker: _Worker) -> _Told:
     try:
-        return pickle.loads(worker.connection.recv_bytes())
+        told = worker.connection.recv_bytes()
     except EOFError:
         worker.process.join()
         return _Told(0.0, error="died: its process was killed, as when memory is short, or called os._exit")
+    try:
+        return pickle.loads(told)
+    except Exception as error:  # a class decides what its unpickling raises
+        problem = f"returned what cannot be unpickled here ({type(error).__name__}: {error})"
+        return _Told(0.0, error=f"{problem}: return tensors or numbers")
 
 
 def _start() -> _Worker:

@@ -23,9 +23,12 @@ it. Features are not kept: a restart computes them again. torchrun can start aga
 processes from the addresses of the dead ones (https://github.com/pytorch/pytorch/issues/135712)::
 
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone --max-restarts 3 --nproc-per-node 2 -m ...
+
+What ends all processes is said once, by process 0. torchrun adds a traceback of its own: look above it.
 """
 
 import argparse
+import math
 import os
 import reprlib
 import sys
@@ -34,7 +37,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -53,11 +56,13 @@ class Problem(Exception):
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     device = join(options.backend, options.timeout)
-    rank, world, problem = dist.get_rank(), dist.get_world_size(), None
+    rank, world, code = dist.get_rank(), dist.get_world_size(), 0
     try:
         run(options, device)
     except Problem as error:
-        problem = error
+        code = 1
+        say(f"train_head: {error}", sys.stderr)
+        everyones(None)  # waits until it is said: torchrun kills all as soon as one has ended
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
@@ -68,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "(--timeout). The same command goes on from the --checkpoint, if it has one."
         )
     dist.destroy_process_group()
-    if problem:
-        sys.exit(f"train_head: {problem}")
+    if code:
+        sys.exit(code)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -91,8 +96,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--timeout", type=float, default=600, help="seconds that a process waits for the others")
     options = parser.parse_args(arguments)
     for name in ("epochs", "batch_size", "lr", "timeout"):
-        if not vars(options)[name] > 0:
-            parser.error(f"--{name.replace('_', '-')} must be above 0, not {vars(options)[name]}")
+        if not 0 < vars(options)[name] < math.inf:
+            parser.error(f"--{name.replace('_', '-')} must be above 0 and finite, not {vars(options)[name]}")
     if options.output == options.checkpoint:
         parser.error("--output and --checkpoint must be two files")
     if options.data == "digits" and options.model:
@@ -108,9 +113,10 @@ def join(backend: str, seconds: float) -> torch.device:
     if backend == "nccl":
         local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if local >= gpus:
+            fewer = f"start {gpus} processes here (--nproc-per-node), or " if gpus else ""
             sys.exit(
                 f"train_head: --backend nccl needs a GPU for each process, and this machine has {gpus}: "
-                f"start {gpus} processes here (--nproc-per-node), or use --backend gloo"
+                f"{fewer}use --backend gloo"
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
@@ -120,7 +126,7 @@ def join(backend: str, seconds: float) -> torch.device:
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
     except ValueError as error:
-        sys.exit(f"train_head: {error}")
+        sys.exit(f"train_head: RANK is set, but: {error}\nStart it with torchrun, or unset RANK for a single process.")
     except RuntimeError as error:
         rank, world, host, port = (os.environ[k] for k in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
         advice = (
@@ -139,15 +145,19 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     with together():
         model, dataset, classes = load(options.data, options.model)
-        for path in filter(None, (options.output, options.checkpoint)) if rank == 0 else ():
-            can_write(path)
+        if rank == 0:
+            for path in filter(None, (options.output, options.checkpoint)):
+                can_write(path)
+            if is_checkpoint(options.output):
+                raise Problem(f"--output would replace {options.output}, which is a checkpoint: name another file")
     images = len(dataset)  # type: ignore[arg-type]
     # What processes must have in common, and a checkpoint with them.
     facts = {name: vars(options)[name] for name in ("model", "batch_size", "lr", "seed")}
     facts |= {"classes": classes, "images": images}
     for other, theirs in enumerate(everyones(facts | {"epochs": options.epochs})):
         if found := difference(facts | {"epochs": options.epochs}, theirs):
-            raise Problem(f"process {rank} and process {other} differ in {found}: start all alike, with the same data")
+            text = "process {} and process {} differ in {} ({}, {}): start all alike, with the same data"
+            raise Problem(text.format(rank, other, *found))
     if images < world:
         raise Problem(f"{images} images cannot be split over {world} processes: start at most {images}")
     with together():
@@ -195,11 +205,16 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
             loss_of_epoch += loss.detach()
         dist.all_reduce(loss_of_epoch)
         say(f"epoch {epoch + 1}: mean loss {loss_of_epoch.item() / images:.3g}")
-        if rank == 0 and options.checkpoint:
-            state = {"head": head.state_dict(), "optimizer": optimizer.state_dict(), "done": epoch + 1}
-            write(options.checkpoint, state | {"facts": facts})
-    if rank == 0:
-        write(options.output, model.cpu().state_dict())
+        # The weights too: the last step may have spoiled them. They are the same in every process.
+        if not all(tensor.isfinite().all() for tensor in (loss_of_epoch, *head.parameters())):
+            raise Problem(f"loss or weights are not finite after epoch {epoch + 1}, which was not saved: lower --lr")
+        with together():
+            if rank == 0 and options.checkpoint:
+                state = {"head": head.state_dict(), "optimizer": optimizer.state_dict(), "done": epoch + 1}
+                write(options.checkpoint, state | {"facts": facts})
+    with together():
+        if rank == 0:
+            write(options.output, model.cpu().state_dict())
     say(f"saved in {options.output}")
 
 
@@ -220,11 +235,22 @@ def load(data: str, name: str | None) -> tuple[nn.Module, Dataset, list[str]]:
     if name not in known:
         near = ", ".join(get_close_matches(name, known, cutoff=0))
         raise Problem(f"torchvision has no classification model {name!r}; nearest: {near}")
+    if not os.path.isdir(data):
+        raise Problem(f"--data: no folder {data!r}: give digits, or a folder with a folder of images for each class")
     weights = models.get_model_weights(name).DEFAULT
-    dataset = ImageFolder(data, transform=weights.transforms())
+    dataset = ImageFolder(data, transform=weights.transforms(), loader=read_image)
     model = pretrained(models.get_model_builder(name), weights)
     last_linear(model)
     return model, dataset, dataset.classes
+
+
+def read_image(path: str) -> Any:
+    from torchvision.datasets.folder import default_loader
+
+    try:
+        return default_loader(path)
+    except Exception as error:  # a damaged file can raise nearly anything, often without its name
+        raise OSError(f"{path} cannot be read as an image ({first_line(error)}): remove or replace it") from error
 
 
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
@@ -248,7 +274,8 @@ def together() -> Iterator[None]:
     try:
         yield
     except (Problem, OSError, RuntimeError) as error:
-        problem = str(error).splitlines()[-1]  # the first ones may be the traceback of a DataLoader's worker
+        # The first lines may be the traceback of a DataLoader's worker.
+        problem = str(error).splitlines()[-1].removeprefix("OSError: ")
     problems = everyones(problem)
     for text in dict.fromkeys(filter(None, problems)):
         where = [str(rank) for rank, other in enumerate(problems) if other == text]
@@ -262,10 +289,11 @@ def everyones(value: Any) -> list[Any]:
     return values
 
 
-def difference(ours: dict, theirs: dict) -> str | None:
+def difference(ours: dict, theirs: dict) -> tuple[str, str, str] | None:
+    """The first fact that is not the same in both, and its two values."""
     for fact, value in ours.items():
         if value != theirs.get(fact):
-            return f"{fact} ({reprlib.repr(value)}, {reprlib.repr(theirs.get(fact))})"
+            return fact, reprlib.repr(value), reprlib.repr(theirs.get(fact))
     return None
 
 
@@ -275,42 +303,63 @@ def read(path: Path, facts: dict, epochs: int) -> dict | None:
         return None
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-        theirs, done, _, _ = (state[key] for key in ("facts", "done", "head", "optimizer"))
+        trained = all(isinstance(value, torch.Tensor) for value in state.values())
+        if not trained:
+            theirs, done, _, _ = (state[key] for key in ("facts", "done", "head", "optimizer"))
     except Exception as error:  # a damaged file can raise nearly anything
         raise Problem(
             f"{path} is damaged, or no checkpoint of train_head ({type(error).__name__}: {first_line(error)}). "
-            "It was left as it is: delete it to begin again, or give another --checkpoint"
+            "It was left as it is: give another --checkpoint, or delete it if you do not need it"
         ) from error
-    if found := difference(facts, theirs):
-        problem = f"differs in {found}: give it the options and data that it was made with"
+    if trained:
+        problem = "is no checkpoint but looks like a trained model, the --output of a run:"
+    elif found := difference(facts, theirs):
+        text = "was made with {}={}, and now it is {}: give it the options and data that it was made with, or"
+        problem = text.format(found[0], found[2], found[1])
     elif done > epochs:
-        problem = f"has {done} epochs behind it, more than the {epochs} asked for: ask for more"
+        problem = f"has {done} epochs behind it, more than the {epochs} asked for: ask for more, or"
     else:
         return state
-    raise Problem(f"{path} {problem}, or give another --checkpoint. It was left as it is")
+    raise Problem(f"{path} {problem} give another --checkpoint. It was left as it is")
+
+
+def is_checkpoint(path: Path) -> bool:
+    try:
+        return "facts" in torch.load(path, weights_only=True, mmap=True)
+    except Exception:  # it is not there, or anything else
+        return False
 
 
 def can_write(path: Path) -> None:
-    """Better an OSError now than after the training."""
+    """Better a message now than after the training."""
     if path.is_dir():
         raise Problem(f"{path} is a folder: name a file")
-    unfinished(path).touch()
-    unfinished(path).unlink()
+    if not path.parent.is_dir():
+        raise Problem(f"{path}: the folder {path.parent} does not exist: create it first")
+    try:
+        unfinished(path).touch()
+        unfinished(path).unlink()
+    except OSError as error:
+        raise Problem(f"{path} cannot be written ({error.strerror}): name another file") from error
 
 
 def write(path: Path, content: object) -> None:
     """Whole or not at all: a process killed while it writes leaves the old file."""
-    torch.save(content, unfinished(path))
-    os.replace(unfinished(path), path)
+    try:
+        torch.save(content, unfinished(path))
+        os.replace(unfinished(path), path)
+    except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
+        unfinished(path).unlink(missing_ok=True)
+        raise Problem(f"{path} could not be written; is the disk full? ({first_line(error)})") from error
 
 
 def unfinished(path: Path) -> Path:
     return path.with_name(path.name + ".unfinished")
 
 
-def say(text: str) -> None:
+def say(text: str, file: TextIO | None = None) -> None:
     if dist.get_rank() == 0:
-        print(text, flush=True)
+        print(text, file=file, flush=True)
 
 
 def first_line(error: Exception) -> str:

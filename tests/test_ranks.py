@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from helpers import ranks as module
 from helpers.ranks import ranks
@@ -82,6 +83,38 @@ def test_a_rank_that_returned_before_the_others_is_told():
 def test_a_value_that_cannot_be_sent_is_told():
     with pytest.raises(RuntimeError, match=r"^rank [01] raised TypeError: cannot pickle"):
         ranks(lambda: (number for number in ()))
+
+
+@pytest.mark.parametrize("returned", [lambda: DistributedDataParallel(torch.nn.Linear(2, 2)), lambda: Unreadable()])
+def test_a_value_that_cannot_be_unpickled_here_is_told_and_the_processes_are_kept(returned):
+    before = processes()
+    with pytest.raises(
+        RuntimeError, match=r"^rank [01] returned what cannot be unpickled here \(ValueError: .*numbers\n"
+    ):
+        ranks(returned)
+    assert ranks(dist.get_rank) == [0, 1] and before <= processes()
+
+
+class Unreadable:
+    def __reduce__(self):
+        return (int, ("no number",))
+
+
+@pytest.mark.parametrize(
+    "function, n, error, named",
+    [
+        (None, 2, TypeError, r"^None is no function: pass the function itself, ranks\(f\), not ranks\(f\(\)\)$"),
+        (dist.get_rank, "2", TypeError, "^n must be an int, not '2'$"),
+        (dist.get_rank, 2.0, TypeError, "^n must be an int, not 2.0$"),
+        (dist.get_rank, 0, ValueError, "^n must be 1 or more, not 0$"),
+        (dist.get_rank, -1, ValueError, "^n must be 1 or more, not -1$"),
+    ],
+)
+def test_what_cannot_be_run_is_told_at_once(function, n, error, named):
+    before = processes()
+    with pytest.raises(error, match=named):
+        ranks(function, n=n)
+    assert processes() == before
 
 
 def test_a_process_that_died_is_told_or_replaced():
