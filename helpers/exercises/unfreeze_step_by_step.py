@@ -467,7 +467,8 @@ def checkpoint_behind_a_frozen_part(answer):
         with saved_tensors(plain) as kept:
             wanted = plain(backbone(x))
         wanted.square().sum().backward()
-        parts, runs = nn.ModuleDict({"backbone": backbone, "blocks": blocks}), Counter[str]()
+        parts, runs = nn.ModuleDict({"backbone": backbone.train(not drop), "blocks": blocks}), Counter[str]()
+        modes = {name: part.training for name, part in parts.named_modules()}
         backbone[0].register_forward_pre_hook(lambda *_, runs=runs: runs.update(["backbone"]))
         for block in blocks:
             block.register_forward_pre_hook(lambda *_, runs=runs: runs.update(["blocks"]))
@@ -526,4 +527,9 @@ def _has_gradients(parts, plain, x, drop):
             why = "The blocks ran again, and dropout drew other masks: its random state is to be put back for that."
             raise NotYet(
                 f"blocks.{name} gets another gradient than without checkpointing. {why if drop else ''}".strip()
+            )
+        if turned := [name for name, part in parts.named_modules() if part.training is not modes[name]]:
+            raise NotYet(
+                f"The mode of {turned[0]} is another after your call: frozen is a matter of flags, and modes belong to "
+                "the caller."
             )

@@ -673,3 +673,9 @@ def in_eval_mode(backbone, blocks, x):
 def the_first_block(backbone, blocks, x):
     """The first block is the large one."""
     return blocks[1:](checkpoint(blocks[0], backbone(x), use_reentrant=False))
+@wrong("checkpoint-behind-a-frozen-part", "The mode of backbone is another after your call")
+def a_backbone_in_eval_mode(backbone, blocks, x):
+    """What is frozen belongs in eval mode."""
+    return checkpoint(blocks, backbone.eval()(x), use_reentrant=False)
+
+
