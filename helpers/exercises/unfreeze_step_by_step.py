@@ -196,12 +196,12 @@ def _under_autocast():
     "its statistics: these wait for unfreeze().",
 )
 def unfreeze_a_stage(answer):
-    # In the second case the rate was lowered since, as a scheduler does.
-    for rate, momentum, decay in ((0.05, 0.9, 0.0), (0.02, 0.5, 0.01)):
+    # As the optimizer was built, with a rate that was lowered since, as a scheduler does, and with other settings.
+    for rate, momentum, decay in ((0.05, 0.9, 0.0), (0.02, 0.9, 0.0), (0.02, 0.5, 0.01)):
         model = _with_a_new_head()
-        optimizer = torch.optim.SGD(model.fc.parameters(), lr=0.05, momentum=momentum, weight_decay=decay)
+        optimizer = torch.optim.SGD(model.fc.parameters(), lr=0.05, momentum=0.9)
         _go_on(model, optimizer)
-        optimizer.param_groups[0]["lr"] = rate
+        optimizer.param_groups[0].update(lr=rate, momentum=momentum, weight_decay=decay)
         wanted, fresh = copy.deepcopy((model, optimizer)), copy.deepcopy((model, optimizer))
         fresh[1].state.clear()
         before, objects = _entries(model), dict(model.named_parameters())
@@ -217,6 +217,10 @@ def unfreeze_a_stage(answer):
                 "The statistics stand still. But norm layers of layer4 are in train mode, so they normalize by the "
                 "batch at hand: hold them in eval mode."
             )
+        for mode in (False, True):
+            model.train(mode)
+            if model.fc.training is not mode:
+                raise NotYet(f"After model.train({mode}) the head is in the other mode: only norm layers are held.")
         for name in objects:
             if name.startswith(TRAINED) and torch.equal(states[0][name], before[name]):
                 why = "The optimizer with which the loop goes on does not hold it."
@@ -240,8 +244,8 @@ def _with_a_new_head():
 
 def _release(model, optimizer):
     model.layer4.requires_grad_(True)
-    rate = optimizer.param_groups[0]["lr"] / 10
-    optimizer.add_param_group({"params": model.layer4.parameters(), "lr": rate})
+    head = optimizer.param_groups[0]
+    optimizer.add_param_group(head | {"params": model.layer4.parameters(), "lr": head["lr"] / 10})
 
 
 def _entries(model):
@@ -304,14 +308,19 @@ def _moves_as(before, states, due, fresh, rate):
             raise NotYet(f"{name} moves at the rate {factor * lr:.3g}; it should be {lr:.3g}.")
         raise NotYet(
             f"{name} moves otherwise than SGD moves it at the rate {lr:.3g}, which is due, with the momentum that it "
-            "has and the settings of the head."
+            f"has and the settings of the head. {'' if name.startswith('fc.') else _DEFAULTS}".strip()
         )
     for name in names:
         if not _close(states[-1][name], due[-1][name]):
             raise NotYet(
                 f"The first step of {name} is right, the next is not: momentum and the other settings are to be those "
-                "of the head."
+                f"of the head. {_DEFAULTS}"
             )
+
+
+_DEFAULTS = (
+    "What add_param_group is not told, it takes from optimizer.defaults; the head's group may have changed since then."
+)
 
 
 def _close(one, other):

@@ -73,8 +73,9 @@ wrong("what-each-choice-costs", "Each ReLU keeps its output")(
 @right("unfreeze-a-stage")
 def one_group_more(model, optimizer):
     model.layer4.requires_grad_(True)
-    rate = optimizer.param_groups[0]["lr"]
-    optimizer.add_param_group({"params": model.layer4.parameters(), "lr": rate / 10})
+    head = optimizer.param_groups[0]
+    settings = {name: value for name, value in head.items() if name not in ("params", "initial_lr")}
+    optimizer.add_param_group(settings | {"params": model.layer4.parameters(), "lr": head["lr"] / 10})
 
 
 @right("unfreeze-a-stage")
@@ -85,7 +86,8 @@ def norms_held_again(model, optimizer):
             freeze(layer)
             layer.requires_grad_(True)
     head = optimizer.param_groups[0]
-    optimizer.add_param_group(head | {"params": model.layer4.parameters(), "lr": head["lr"] / 10})
+    rate = head["lr"] / 10
+    optimizer.add_param_group(head | {"params": model.layer4.parameters(), "lr": rate, "initial_lr": rate})
 
 
 @right("unfreeze-a-stage")
@@ -166,6 +168,22 @@ def the_first_rate(model, optimizer):
     """The rate of an optimizer is in its defaults."""
     model.layer4.requires_grad_(True)
     optimizer.add_param_group({"params": model.layer4.parameters(), "lr": optimizer.defaults["lr"] / 10})
+
+
+@wrong("unfreeze-a-stage", "it takes from optimizer.defaults")
+def the_first_settings(model, optimizer):
+    """Only the rate of a group changes, so the rest may come from the defaults."""
+    model.layer4.requires_grad_(True)
+    rate = optimizer.param_groups[0]["lr"]
+    optimizer.add_param_group({"params": model.layer4.parameters(), "lr": rate / 10})
+
+
+@wrong("unfreeze-a-stage", "After model.train(True) the head is in the other mode")
+def nothing_follows_train(model, optimizer):
+    """To hold the norm layers is to hold the model in eval mode."""
+    one_group_more(model, optimizer)
+    model.eval()
+    model.train = lambda mode=True: model
 
 
 @wrong("unfreeze-a-stage", "so they normalize by the batch at hand")
