@@ -236,6 +236,22 @@ def taken(values: Any, what: str, most: int = 10_000) -> list[Any]:
     return items
 
 
+def changed(module: torch.nn.Module, before: Mapping[str, Any]) -> str:
+    """Which of its `facts` a module has otherwise now than ``before``, or nothing."""
+    return next((what for what, values in facts(module).items() if values != before[what]), "")
+
+
+def facts(module: torch.nn.Module) -> dict[str, list[Any]]:
+    """What a function that only reads a module leaves as it is, as values that can be compared."""
+    parameters = list(module.parameters())
+    return {
+        "modes": [part.training for part in module.modules()],
+        "flags": [parameter.requires_grad for parameter in parameters],
+        "gradients": [None if parameter.grad is None else parameter.grad.tolist() for parameter in parameters],
+        "numbers": [tensor.tolist() for tensor in (*parameters, *module.buffers())],
+    }
+
+
 def raises(call: Callable[[], Any]) -> Any:
     """What ``call`` gives, or `RAISES`."""
     try:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from helpers import digits, freeze, saved_tensors
-from helpers.exercises import Lesson, NotYet, kind, raises, run, table
+from helpers.exercises import Lesson, NotYet, changed, facts, kind, raises, run, table
 
 lesson = Lesson()
 check, predict, progress = lesson.check, lesson.predict, lesson.progress
@@ -337,22 +337,29 @@ def low_rank_update(answer):
         linear = nn.Linear(*size, bias=bias).requires_grad_(bias)
         before, x = copy.deepcopy(linear), torch.randn(2, 7, size[0])
         module = _module(run(answer, linear, rank))
-        started = _outputs(module, x, before)
-        if not torch.allclose(started, before(x), 1e-4, 1e-5):
+        _trains_two(module, before, rank)
+        if not torch.allclose(_outputs(module, x, before), before(x), 1e-4, 1e-5):
             raise NotYet(
                 "At the start the outputs are not those of the linear: the product of the two matrices is to be zero, "
                 "so one of them begins with zeros."
             )
-        _trains_two(module, before, rank)
-        for steps in (4, 2):
+        for mode in (True, False):
             outputs = _outputs(module, x, before)
-            _train(module, x, steps)
+            _train(module, x)
             _is_untouched(linear, before)
-            if torch.allclose(_outputs(module, x, before), outputs, 1e-4, 1e-6):
+            trained = _outputs(module, x, before)
+            if not trained.isfinite().all():
+                raise NotYet(
+                    "Some steps of training make the outputs infinite or NaN. What divides by the matrices, or takes a "
+                    "root of them, has no gradient where they are zero."
+                )
+            if torch.allclose(trained, outputs, 1e-4, 1e-6):
                 raise NotYet(
                     "Some steps of training leave the outputs as they were. Are both matrices zero at the start? The "
                     "gradient of each is a product with the other."
                 )
+            _takes_any_shape(module, x, trained, before)
+            _keeps_its_numbers(module, mode)
             _merges(module, linear, before, x, rank)
         _passes_gradients(module, x)
         _is_whole_in_its_state_dict(answer, module, before, x, rank)
@@ -387,9 +394,10 @@ def _trains_two(module, linear, rank):
         )
 
 
-def _train(module, x, steps):
-    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
-    for _ in range(steps):
+def _train(module, x):
+    # Adam's steps are as large whatever factor the update has.
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(4):
         optimizer.zero_grad()
         (run(module, x) - 1).square().mean().backward()
         optimizer.step()
@@ -406,9 +414,34 @@ def _is_untouched(linear, before):
             raise NotYet(f"linear.{name} got a gradient: it is to be frozen.")
 
 
+def _takes_any_shape(module, x, outputs, linear):
+    for index in (0, (0, 0), None):
+        try:
+            if not torch.allclose(_outputs(module, x[index], linear), outputs[index], 1e-3, 1e-5):
+                raise NotYet("The outputs are others.")
+        except NotYet as reason:
+            raise NotYet(
+                f"x is (..., in_features), and your module is right for {tuple(x.shape)}, but not for a part of it of "
+                f"shape {tuple(x[index].shape)}. {reason}"
+            ) from None
+
+
+def _keeps_its_numbers(module, mode):
+    """Leaves it in train mode or in eval mode."""
+    before = facts(module)["numbers"]
+    for each in (not mode, mode):
+        module.train(each)
+        if facts(module)["numbers"] != before:
+            raise NotYet(
+                f"train({each}) changes the numbers of the module. Only merged() merges: what is saved in one mode "
+                "would be wrong in the other, and the numbers of the linear never change."
+            )
+
+
 def _merges(module, linear, before, x, rank):
-    outputs = _outputs(module, x, before)
+    outputs, looks = _outputs(module, x, before), facts(module)
     merged = run(module.merged)
+    now = changed(module, looks)
     if not isinstance(merged, nn.Linear):
         raise NotYet(f"merged() gives {kind(merged)}: an nn.Linear was asked for.")
     if merged is linear:
@@ -416,6 +449,8 @@ def _merges(module, linear, before, x, rank):
     _is_untouched(linear, before)
     if not torch.allclose(_outputs(module, x, before), outputs, 1e-4, 1e-6):
         raise NotYet("After merged() the module itself gives other outputs: merge into a new layer.")
+    if now:
+        raise NotYet(f"merged() changes the {now} of the module, which may be in the middle of training.")
     if (merged.bias is None) != (before.bias is None):
         raise NotYet(
             f"The linear has {'no' if before.bias is None else 'a'} bias; what merged() gives differs in that."
@@ -425,14 +460,25 @@ def _merges(module, linear, before, x, rank):
             f"The weight of a linear with {before.in_features} inputs and {before.out_features} outputs has shape "
             f"{tuple(before.weight.shape)}; that of merged() has {tuple(merged.weight.shape)}."
         )
+    names, due = (", ".join(sorted(dict(layer.named_parameters()))) for layer in (merged, before))
+    if names != due:
+        raise NotYet(
+            f"parameters() of a linear gives {due}; that of merged() {names or 'nothing'}. A plain tensor is missing "
+            "there and in the state_dict, and is tied to what it was computed from: nn.Parameter makes one that is not."
+        )
     if not torch.allclose(merged(x), outputs, 1e-3, 1e-5):
         raise NotYet("merged() gives other outputs than the module.")
+    if not torch.allclose(nn.functional.linear(x, merged.weight, merged.bias), outputs, 1e-3, 1e-5):
+        raise NotYet("merged() gives the right outputs, but its weight and bias alone do not: merge into the weight.")
     own = {p.untyped_storage().data_ptr() for p in (*module.state_dict().values(), *linear.parameters())}
     if shared := [name for name, p in merged.named_parameters() if p.untyped_storage().data_ptr() in own]:
         raise NotYet(f"The {shared[0]} of merged() is the module's own: if one is trained, the other moves. Copy it.")
     update = torch.linalg.matrix_rank(merged.weight.detach() - before.weight, rtol=1e-3).item()
     if update > rank:
         raise NotYet(f"The weight has changed by a matrix of rank {update}; at most {rank} was asked for.")
+    _train(module, x)
+    if not torch.allclose(merged(x), outputs, 1e-3, 1e-5):
+        raise NotYet("What merged() gave follows the module when that is trained on: it computes with the module.")
 
 
 def _passes_gradients(module, x):
@@ -485,6 +531,11 @@ def checkpoint_behind_a_frozen_part(answer):
         with saved_tensors(parts) as saved:
             output = run(answer, backbone, blocks, x)
         _is_the_same(output, wanted, parts, x)
+        if turned := [name for name, part in parts.named_modules() if part.training is not modes[name]]:
+            raise NotYet(
+                f"The mode of {turned[0]} is another after your call: frozen is a matter of flags, and modes belong to "
+                "the caller."
+            )
         torch.rand(3)  # what a loss may draw meanwhile
         output.square().sum().backward()
         _has_gradients(parts, plain, x, drop)
@@ -536,9 +587,4 @@ def _has_gradients(parts, plain, x, drop):
             why = "The blocks ran again, and dropout drew other masks: its random state is to be put back for that."
             raise NotYet(
                 f"blocks.{name} gets another gradient than without checkpointing. {why if drop else ''}".strip()
-            )
-        if turned := [name for name, part in parts.named_modules() if part.training is not modes[name]]:
-            raise NotYet(
-                f"The mode of {turned[0]} is another after your call: frozen is a matter of flags, and modes belong to "
-                "the caller."
             )
