@@ -208,7 +208,7 @@ def table(answer: Any, seen: Mapping[str, Any], beliefs: Mapping[tuple[str, Any]
     for told, rows in (("without", missing), ("with", unknown)):
         if rows:
             raise NotYet(f"Keep the rows of the table as they were; yours is {told} {', '.join(map(repr, rows))}.")
-    answer = {row: _scalar(value) for row, value in answer.items()}
+    answer = {row: scalar(value) for row, value in answer.items()}
     empty = [row for row, value in answer.items() if _empty(value)]
     if len(empty) == len(seen):
         raise NotAttempted
@@ -297,13 +297,13 @@ def _plain(value: Any, depth: int = 3) -> Any:
     """A guess as something that can be compared and looked up. Raises TypeError for anything else."""
     if isinstance(value, list | tuple) and depth:
         return tuple(_plain(part, depth - 1) for part in value)
-    value = _scalar(value)
+    value = scalar(value)
     if isinstance(value, bool | int | float | str) or value is None:
         return value.strip().lower() if isinstance(value, str) else value
     raise TypeError(type(value).__name__)
 
 
-def _scalar(value: Any) -> Any:
+def scalar(value: Any) -> Any:
     """Numbers of NumPy and torch as Python's."""
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
