@@ -208,7 +208,7 @@ def table(answer: Any, seen: Mapping[str, Any], beliefs: Mapping[tuple[str, Any]
     for told, rows in (("without", missing), ("with", unknown)):
         if rows:
             raise NotYet(f"Keep the rows of the table as they were; yours is {told} {', '.join(map(repr, rows))}.")
-    answer = {row: _scalar(value) for row, value in answer.items()}
+    answer = {row: scalar(value) for row, value in answer.items()}
     empty = [row for row, value in answer.items() if _empty(value)]
     if len(empty) == len(seen):
         raise NotAttempted
@@ -234,6 +234,22 @@ def taken(values: Any, what: str, most: int = 10_000) -> list[Any]:
     if len(items) > most:
         raise NotYet(f"Expected {what}, got {kind(values)} that does not end.")
     return items
+
+
+def changed(module: torch.nn.Module, before: Mapping[str, Any]) -> str:
+    """Which of its `facts` a module has otherwise now than ``before``, or nothing."""
+    return next((what for what, values in facts(module).items() if values != before[what]), "")
+
+
+def facts(module: torch.nn.Module) -> dict[str, list[Any]]:
+    """What a function that only reads a module leaves as it is, as values that can be compared."""
+    parameters = list(module.parameters())
+    return {
+        "modes": [part.training for part in module.modules()],
+        "flags": [parameter.requires_grad for parameter in parameters],
+        "gradients": [None if parameter.grad is None else parameter.grad.tolist() for parameter in parameters],
+        "numbers": [tensor.tolist() for tensor in (*parameters, *module.buffers())],
+    }
 
 
 def raises(call: Callable[[], Any]) -> Any:
@@ -281,13 +297,13 @@ def _plain(value: Any, depth: int = 3) -> Any:
     """A guess as something that can be compared and looked up. Raises TypeError for anything else."""
     if isinstance(value, list | tuple) and depth:
         return tuple(_plain(part, depth - 1) for part in value)
-    value = _scalar(value)
+    value = scalar(value)
     if isinstance(value, bool | int | float | str) or value is None:
         return value.strip().lower() if isinstance(value, str) else value
     raise TypeError(type(value).__name__)
 
 
-def _scalar(value: Any) -> Any:
+def scalar(value: Any) -> Any:
     """Numbers of NumPy and torch as Python's."""
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 

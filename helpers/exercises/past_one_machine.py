@@ -1,12 +1,17 @@
 """The exercises and predictions of the lesson on more than one process."""
 
 import copy
+import math
+import textwrap
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
+from numbers import Real
+from operator import index
 from typing import Any
 
+import cloudpickle
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -14,7 +19,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from helpers import freeze
-from helpers.exercises import RAISES, Lesson, NotYet, kind, run, table, taken
+from helpers.exercises import RAISES, Lesson, NotYet, changed, facts, kind, run, scalar, table, taken
 from helpers.ranks import alone, ranks
 
 lesson = Lesson()
@@ -75,8 +80,10 @@ lesson.prediction(
         0: "The gradient of each worker is as large as before, and it has to be averaged with all others.",
         2: "Look at the factor 2 (n - 1) / n: for 8 it is 1.75, for 1,024 nearly 2.",
         1024: "In a ring a worker sends to the next only, and not to each of the others.",
+        1.1: "So it is; rounded to a whole number it is 1.",
+        1.14: "So it is; rounded to a whole number it is 1.",
     },
-    otherwise="Look at the factor 2 (n - 1) / n for both.",
+    otherwise="Look at the factor 2 (n - 1) / n for both, and round to a whole number.",
 )
 
 _BELIEFS = {
@@ -168,8 +175,7 @@ def who_stays_equal(answer):
 )
 def second_phase(answer):
     with alone():
-        body = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).requires_grad_(False)
-        model = nn.Sequential(OrderedDict(body=body, head=nn.Linear(4, 2)))
+        model = _first_phase()
         before, held = copy.deepcopy(model.state_dict()), list(model.parameters())
         given = run(answer, DistributedDataParallel(model))
         if not isinstance(given, DistributedDataParallel):
@@ -186,16 +192,55 @@ def second_phase(answer):
             raise NotYet(f"{', '.join(missing)} should be trainable now, and is not.")
         if extra := sorted(asks - wanted):
             raise NotYet(f"{', '.join(extra)} should have stayed frozen.")
-        sizes = _bytes_of_steps(given)
-        if sum(sizes) < (due := sum(parameter.nbytes for parameter in held if parameter.requires_grad)):
+        sent, due = _bytes_of_a_step(given), sum(parameter.nbytes for parameter in held if parameter.requires_grad)
+        if sent is not None and sent != due:
+            why = "The rest trains on each rank by itself" if sent < due else "Something frozen travels along"
             raise NotYet(
-                f"In a step {sum(sizes)} bytes of gradients are averaged, and {due} are trainable. The rest trains on "
-                "each rank by itself: DDP fixed what it averages when it wrapped."
+                f"In a step {sent} bytes of gradients are averaged, and {due} are trainable. {why}: DDP fixed what it "
+                "averages when it wrapped."
             )
+    if apart := _in_others(_not_averaged, answer, n=2)[0]:
+        raise NotYet(
+            f"In two processes with images of their own, the gradient of {apart[0]} is not the average of both. DDP "
+            "averages over its process_group, by default all, and what a hook makes of a gradient stays."
+        )
 
 
-def _bytes_of_steps(wrapped: DistributedDataParallel) -> list[int]:
-    """The buckets of a step, the second of two."""
+def _in_others(function, *args, n: int) -> list[Any]:
+    """What ``function(*args)`` gives in each of ``n`` other processes."""
+    try:
+        return ranks(function, *args, n=n, timeout=60)
+    except (RuntimeError, TimeoutError) as error:
+        told = textwrap.shorten(str(error), 150, placeholder=" ...")
+        raise NotYet(f"In this process it works. In {n} of a group, {told}.") from error
+
+
+def _first_phase() -> Any:
+    body = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).requires_grad_(False)
+    return nn.Sequential(OrderedDict(body=body, head=nn.Linear(4, 2)))
+
+
+def _not_averaged(answer) -> list[str]:
+    """Trainable parameters whose gradient on this rank is not the average, up to what a compression loses."""
+    model = _first_phase()
+    alike, images = copy.deepcopy(model), torch.arange(32.0).reshape(8, 4).sin() + dist.get_rank()
+    wrapped = answer(DistributedDataParallel(model))
+    for _ in range(2):
+        wrapped.zero_grad()
+        wrapped(images).sum().backward()
+    alike.body[-1].requires_grad_(True)
+    alike(images).sum().backward()
+    apart = []
+    for (name, parameter), twin in zip(model.named_parameters(), alike.parameters(), strict=True):
+        if (total := twin.grad) is not None:
+            dist.all_reduce(total)
+            if parameter.grad is None or not (parameter.grad - total / 2).norm() < total.norm() / 50:
+                apart.append(name)
+    return apart
+
+
+def _bytes_of_a_step(wrapped: DistributedDataParallel) -> int | None:
+    """Of the buckets in the second of two steps. None if the answer has a communication hook: there can be one only."""
 
     def noted(sizes, bucket):
         sizes.append(bucket.buffer().nbytes)
@@ -204,12 +249,15 @@ def _bytes_of_steps(wrapped: DistributedDataParallel) -> list[int]:
     sizes: list[int] = []
     try:
         wrapped.register_comm_hook(sizes, noted)
+    except RuntimeError:
+        return None
+    try:
         for _ in range(2):
             sizes.clear()
             wrapped(torch.ones(1, 4)).sum().backward()
     except RuntimeError as error:
         raise NotYet(f"A training step with it raises: {str(error).partition('.')[0]}.") from error
-    return sizes
+    return sum(sizes)
 
 
 @lesson.exercise(
@@ -218,17 +266,20 @@ def _bytes_of_steps(wrapped: DistributedDataParallel) -> list[int]:
     "until all parts are equally large.",
 )
 def my_part(answer):
+    fresh, seen = cloudpickle.dumps(answer), {}
     for images, world in ((12, 4), (10, 4), (7, 2), (5, 1), (2, 3), (101, 8)):
         case = f"For {images} images and {world} {'process' if world == 1 else 'processes'}"
         parts = []
         for rank in range(world):
-            given = taken(run(answer, images, rank, world), "the positions of the images")
-            part = [int(one) if _is_whole(one) else one for one in given]
+            part = _positions(answer, images, rank, world)
+            if any(isinstance(one, bool) for one in part):
+                raise NotYet(f"{case}, your function gives True or False: return positions, not a mask.")
             if odd := [one for one in part if not isinstance(one, int) or not 0 <= one < images]:
                 raise NotYet(f"{case}, {odd[0]!r} is no position: they go from 0 to {images - 1}.")
-            if part != [int(one) for one in taken(run(answer, images, rank, world), "the positions")]:
+            if part != _positions(answer, images, rank, world):
                 raise NotYet("Asked twice, the same process takes other images. The others cannot know which.")
             parts.append(part)
+            seen[images, rank, world] = part
         every = sorted(position for part in parts for position in part)
         if twice := [one for one, next_one in pairwise(every) if one == next_one]:
             raise NotYet(f"{case}, image {twice[0]} is taken more than once.")
@@ -237,11 +288,25 @@ def my_part(answer):
         sizes = [len(part) for part in parts]
         if max(sizes) - min(sizes) > 1:
             raise NotYet(f"{case}, they take {', '.join(map(str, sizes))}: some wait while others work.")
+    # The other way round, so that no call finds what the one before it has left.
+    cases = list(reversed(seen))
+    (elsewhere,) = _in_others(_parts, fresh, cases, n=1)
+    for case, part in zip(cases, elsewhere, strict=True):
+        if part != seen[case]:
+            raise NotYet(
+                f"For images, rank, world = {case} another process takes other images. The processes share no "
+                "variables, and each has its own random state and its own hash() of a text."
+            )
 
 
-def _is_whole(value: object) -> bool:
-    """A whole number of Python, NumPy or torch."""
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+def _positions(answer, *case: int) -> list[Any]:
+    """With whole numbers of NumPy and torch as Python's."""
+    given = [scalar(one) for one in taken(run(answer, *case), "the positions of the images")]
+    return [index(one) if hasattr(one, "__index__") and not isinstance(one, bool) else one for one in given]
+
+
+def _parts(answer: bytes, cases: list[tuple[int, int, int]]) -> list[list[Any]]:
+    return [_positions(cloudpickle.loads(answer), *case) for case in cases]
 
 
 @lesson.exercise(
@@ -251,18 +316,21 @@ def _is_whole(value: object) -> bool:
 )
 def bytes_of_a_step(answer):
     for case, (model, n) in _models().items():
-        before = [parameter.requires_grad for parameter in model.parameters()]
+        before = facts(model)
         given = run(answer, model, n)
-        number = given.item() if getattr(given, "shape", None) == () else given  # of torch or NumPy
-        if not isinstance(number, int | float) or isinstance(number, bool):
+        number = scalar(given)
+        if not isinstance(number, Real) or isinstance(number, bool):
             raise NotYet(f"Return a number of bytes; yours is {kind(given)}.")
-        if [parameter.requires_grad for parameter in model.parameters()] != before:
-            raise NotYet("The model's flags are not yours to change.")
+        if what := changed(model, before):
+            raise NotYet(f"Your function changes the {what} of the model: to count, it is enough to look.")
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         size = sum(parameter.nbytes for parameter in trainable)
         due = _sent(n, size)
-        if not abs(number - due) < 1:
+        if not (math.isclose(number, due, rel_tol=1e-6) or number in (math.floor(due), math.ceil(due))):
             wrong = {
+                _sent(n, _of_layers(model, *model.children())): "Layers may be within layers, however deep.",
+                _sent(n, _of_layers(*model.modules(), whole=True)): "A layer may be frozen in part: each parameter "
+                "has a flag of its own.",
                 _sent(n, sum(parameter.nbytes for parameter in model.parameters())): "Frozen parameters have no "
                 "gradient that travels.",
                 _sent(n, sum(parameter.numel() for parameter in trainable)): "These are numbers: how many bytes has "
@@ -274,8 +342,10 @@ def bytes_of_a_step(answer):
                 (n - 1) * size: "A worker does not send to each of the others, only to the next in the ring.",
                 n * due: "This is what all of them send together.",
             }
-            reason = next((told for value, told in wrong.items() if due and abs(value - number) < 1), "")
-            raise NotYet(f"{case}: each worker sends {due:g} bytes; yours is {number:g}. {reason}".strip())
+            reason = next(
+                (told for value, told in wrong.items() if due not in (0, value) and abs(value - number) < 1), ""
+            )
+            raise NotYet(f"{case}: each worker sends {due:g} bytes; yours is {float(number):g}. {reason}".strip())
 
 
 def _sent(n: int, size: float) -> float:
@@ -283,10 +353,20 @@ def _sent(n: int, size: float) -> float:
     return 2 * (n - 1) / n * size
 
 
+def _of_layers(*layers: nn.Module, whole: bool = False) -> int:
+    """Bytes of what the layers themselves hold and train, or of all that those hold whose first parameter asks."""
+    held = [list(layer.parameters(recurse=False)) for layer in layers]
+    asking = {one for part in held for one in part if (part[0] if whole else one).requires_grad}
+    return sum(one.nbytes for one in asking)
+
+
 def _models() -> dict[str, tuple[nn.Module, int]]:
     head_only = nn.Sequential(nn.Linear(20, 6), nn.BatchNorm1d(6), nn.Linear(6, 6))
     head_only[:2].requires_grad_(False)
     dtypes = nn.Sequential(nn.Linear(8, 8).double(), nn.BatchNorm1d(8), nn.Linear(8, 4).half())
+    partly = nn.Linear(4, 4)
+    partly.weight.requires_grad_(False)
+    nested = nn.Sequential(nn.Sequential(partly, nn.Linear(4, 4)), nn.Linear(4, 2))
     tied = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     tied[1].weight = tied[0].weight
     return {
@@ -295,6 +375,7 @@ def _models() -> dict[str, tuple[nn.Module, int]]:
         "One worker": (nn.Linear(10, 10), 1),
         "Nothing trainable, 4 workers": (nn.Linear(10, 10).requires_grad_(False), 4),
         "Parameters of 8, 4 and 2 bytes a number, 2 workers": (dtypes, 2),
+        "Layers within layers, the first weight frozen, 4 workers": (nested, 4),
         "Two layers that share a weight, 3 workers": (tied, 3),
         "64 workers": (nn.Linear(10, 10), 64),
     }

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from helpers import digits, freeze, saved_tensors
-from helpers.exercises import Lesson, NotYet, kind, raises, run, table
+from helpers.exercises import Lesson, NotYet, changed, facts, kind, raises, run, table
 
 lesson = Lesson()
 check, predict, progress = lesson.check, lesson.predict, lesson.progress
@@ -196,12 +196,12 @@ def _under_autocast():
     "its statistics: these wait for unfreeze().",
 )
 def unfreeze_a_stage(answer):
-    # In the second case the rate was lowered since, as a scheduler does.
-    for rate, momentum, decay in ((0.05, 0.9, 0.0), (0.02, 0.5, 0.01)):
+    # As the optimizer was built, with a rate that was lowered since, as a scheduler does, and with other settings.
+    for rate, momentum, decay in ((0.05, 0.9, 0.0), (0.02, 0.9, 0.0), (0.02, 0.5, 0.01)):
         model = _with_a_new_head()
-        optimizer = torch.optim.SGD(model.fc.parameters(), lr=0.05, momentum=momentum, weight_decay=decay)
+        optimizer = torch.optim.SGD(model.fc.parameters(), lr=0.05, momentum=0.9)
         _go_on(model, optimizer)
-        optimizer.param_groups[0]["lr"] = rate
+        optimizer.param_groups[0].update(lr=rate, momentum=momentum, weight_decay=decay)
         wanted, fresh = copy.deepcopy((model, optimizer)), copy.deepcopy((model, optimizer))
         fresh[1].state.clear()
         before, objects = _entries(model), dict(model.named_parameters())
@@ -217,6 +217,10 @@ def unfreeze_a_stage(answer):
                 "The statistics stand still. But norm layers of layer4 are in train mode, so they normalize by the "
                 "batch at hand: hold them in eval mode."
             )
+        for mode in (False, True):
+            model.train(mode)
+            if model.fc.training is not mode:
+                raise NotYet(f"After model.train({mode}) the head is in the other mode: only norm layers are held.")
         for name in objects:
             if name.startswith(TRAINED) and torch.equal(states[0][name], before[name]):
                 why = "The optimizer with which the loop goes on does not hold it."
@@ -240,8 +244,8 @@ def _with_a_new_head():
 
 def _release(model, optimizer):
     model.layer4.requires_grad_(True)
-    rate = optimizer.param_groups[0]["lr"] / 10
-    optimizer.add_param_group({"params": model.layer4.parameters(), "lr": rate})
+    head = optimizer.param_groups[0]
+    optimizer.add_param_group(head | {"params": model.layer4.parameters(), "lr": head["lr"] / 10})
 
 
 def _entries(model):
@@ -304,14 +308,19 @@ def _moves_as(before, states, due, fresh, rate):
             raise NotYet(f"{name} moves at the rate {factor * lr:.3g}; it should be {lr:.3g}.")
         raise NotYet(
             f"{name} moves otherwise than SGD moves it at the rate {lr:.3g}, which is due, with the momentum that it "
-            "has and the settings of the head."
+            f"has and the settings of the head. {'' if name.startswith('fc.') else _DEFAULTS}".strip()
         )
     for name in names:
         if not _close(states[-1][name], due[-1][name]):
             raise NotYet(
                 f"The first step of {name} is right, the next is not: momentum and the other settings are to be those "
-                "of the head."
+                f"of the head. {_DEFAULTS}"
             )
+
+
+_DEFAULTS = (
+    "What add_param_group is not told, it takes from optimizer.defaults; the head's group may have changed since then."
+)
 
 
 def _close(one, other):
@@ -328,22 +337,29 @@ def low_rank_update(answer):
         linear = nn.Linear(*size, bias=bias).requires_grad_(bias)
         before, x = copy.deepcopy(linear), torch.randn(2, 7, size[0])
         module = _module(run(answer, linear, rank))
-        started = _outputs(module, x, before)
-        if not torch.allclose(started, before(x), 1e-4, 1e-5):
+        _trains_two(module, before, rank)
+        if not torch.allclose(_outputs(module, x, before), before(x), 1e-4, 1e-5):
             raise NotYet(
                 "At the start the outputs are not those of the linear: the product of the two matrices is to be zero, "
                 "so one of them begins with zeros."
             )
-        _trains_two(module, before, rank)
-        for steps in (4, 2):
+        for mode in (True, False):
             outputs = _outputs(module, x, before)
-            _train(module, x, steps)
+            _train(module, x)
             _is_untouched(linear, before)
-            if torch.allclose(_outputs(module, x, before), outputs, 1e-4, 1e-6):
+            trained = _outputs(module, x, before)
+            if not trained.isfinite().all():
+                raise NotYet(
+                    "Some steps of training make the outputs infinite or NaN. What divides by the matrices, or takes a "
+                    "root of them, has no gradient where they are zero."
+                )
+            if torch.allclose(trained, outputs, 1e-4, 1e-6):
                 raise NotYet(
                     "Some steps of training leave the outputs as they were. Are both matrices zero at the start? The "
                     "gradient of each is a product with the other."
                 )
+            _takes_any_shape(module, x, trained, before)
+            _keeps_its_numbers(module, mode)
             _merges(module, linear, before, x, rank)
         _passes_gradients(module, x)
         _is_whole_in_its_state_dict(answer, module, before, x, rank)
@@ -378,9 +394,10 @@ def _trains_two(module, linear, rank):
         )
 
 
-def _train(module, x, steps):
-    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
-    for _ in range(steps):
+def _train(module, x):
+    # Adam's steps are as large whatever factor the update has.
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(4):
         optimizer.zero_grad()
         (run(module, x) - 1).square().mean().backward()
         optimizer.step()
@@ -397,9 +414,34 @@ def _is_untouched(linear, before):
             raise NotYet(f"linear.{name} got a gradient: it is to be frozen.")
 
 
+def _takes_any_shape(module, x, outputs, linear):
+    for index in (0, (0, 0), None):
+        try:
+            if not torch.allclose(_outputs(module, x[index], linear), outputs[index], 1e-3, 1e-5):
+                raise NotYet("The outputs are others.")
+        except NotYet as reason:
+            raise NotYet(
+                f"x is (..., in_features), and your module is right for {tuple(x.shape)}, but not for a part of it of "
+                f"shape {tuple(x[index].shape)}. {reason}"
+            ) from None
+
+
+def _keeps_its_numbers(module, mode):
+    """Leaves it in train mode or in eval mode."""
+    before = facts(module)["numbers"]
+    for each in (not mode, mode):
+        module.train(each)
+        if facts(module)["numbers"] != before:
+            raise NotYet(
+                f"train({each}) changes the numbers of the module. Only merged() merges: what is saved in one mode "
+                "would be wrong in the other, and the numbers of the linear never change."
+            )
+
+
 def _merges(module, linear, before, x, rank):
-    outputs = _outputs(module, x, before)
+    outputs, looks = _outputs(module, x, before), facts(module)
     merged = run(module.merged)
+    now = changed(module, looks)
     if not isinstance(merged, nn.Linear):
         raise NotYet(f"merged() gives {kind(merged)}: an nn.Linear was asked for.")
     if merged is linear:
@@ -407,6 +449,8 @@ def _merges(module, linear, before, x, rank):
     _is_untouched(linear, before)
     if not torch.allclose(_outputs(module, x, before), outputs, 1e-4, 1e-6):
         raise NotYet("After merged() the module itself gives other outputs: merge into a new layer.")
+    if now:
+        raise NotYet(f"merged() changes the {now} of the module, which may be in the middle of training.")
     if (merged.bias is None) != (before.bias is None):
         raise NotYet(
             f"The linear has {'no' if before.bias is None else 'a'} bias; what merged() gives differs in that."
@@ -416,14 +460,25 @@ def _merges(module, linear, before, x, rank):
             f"The weight of a linear with {before.in_features} inputs and {before.out_features} outputs has shape "
             f"{tuple(before.weight.shape)}; that of merged() has {tuple(merged.weight.shape)}."
         )
+    names, due = (", ".join(sorted(dict(layer.named_parameters()))) for layer in (merged, before))
+    if names != due:
+        raise NotYet(
+            f"parameters() of a linear gives {due}; that of merged() {names or 'nothing'}. A plain tensor is missing "
+            "there and in the state_dict, and is tied to what it was computed from: nn.Parameter makes one that is not."
+        )
     if not torch.allclose(merged(x), outputs, 1e-3, 1e-5):
         raise NotYet("merged() gives other outputs than the module.")
+    if not torch.allclose(nn.functional.linear(x, merged.weight, merged.bias), outputs, 1e-3, 1e-5):
+        raise NotYet("merged() gives the right outputs, but its weight and bias alone do not: merge into the weight.")
     own = {p.untyped_storage().data_ptr() for p in (*module.state_dict().values(), *linear.parameters())}
     if shared := [name for name, p in merged.named_parameters() if p.untyped_storage().data_ptr() in own]:
         raise NotYet(f"The {shared[0]} of merged() is the module's own: if one is trained, the other moves. Copy it.")
     update = torch.linalg.matrix_rank(merged.weight.detach() - before.weight, rtol=1e-3).item()
     if update > rank:
         raise NotYet(f"The weight has changed by a matrix of rank {update}; at most {rank} was asked for.")
+    _train(module, x)
+    if not torch.allclose(merged(x), outputs, 1e-3, 1e-5):
+        raise NotYet("What merged() gave follows the module when that is trained on: it computes with the module.")
 
 
 def _passes_gradients(module, x):
@@ -467,7 +522,8 @@ def checkpoint_behind_a_frozen_part(answer):
         with saved_tensors(plain) as kept:
             wanted = plain(backbone(x))
         wanted.square().sum().backward()
-        parts, runs = nn.ModuleDict({"backbone": backbone, "blocks": blocks}), Counter[str]()
+        parts, runs = nn.ModuleDict({"backbone": backbone.train(not drop), "blocks": blocks}), Counter[str]()
+        modes = {name: part.training for name, part in parts.named_modules()}
         backbone[0].register_forward_pre_hook(lambda *_, runs=runs: runs.update(["backbone"]))
         for block in blocks:
             block.register_forward_pre_hook(lambda *_, runs=runs: runs.update(["blocks"]))
@@ -475,6 +531,11 @@ def checkpoint_behind_a_frozen_part(answer):
         with saved_tensors(parts) as saved:
             output = run(answer, backbone, blocks, x)
         _is_the_same(output, wanted, parts, x)
+        if turned := [name for name, part in parts.named_modules() if part.training is not modes[name]]:
+            raise NotYet(
+                f"The mode of {turned[0]} is another after your call: frozen is a matter of flags, and modes belong to "
+                "the caller."
+            )
         torch.rand(3)  # what a loss may draw meanwhile
         output.square().sum().backward()
         _has_gradients(parts, plain, x, drop)

@@ -1,10 +1,14 @@
 """Answers to the exercises of the lesson on more than one process."""
 
 import copy
+import os
 import random
+from fractions import Fraction
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
@@ -78,6 +82,52 @@ def through_the_parameters(wrapped):
     for parameter in wrapped.module.body[-1].parameters():
         parameter.requires_grad_()
     return DistributedDataParallel(wrapped.module, gradient_as_bucket_view=True)
+
+
+@right("second-phase")
+def in_half_the_bytes(wrapped):
+    wrapped.module.body[-1].requires_grad_(True)
+    again = DistributedDataParallel(wrapped.module)
+    again.register_comm_hook(None, bf16_compress_hook)
+    return again
+
+
+@right("second-phase")
+def with_a_static_graph(wrapped):
+    wrapped.module.body[-1].requires_grad_(True)
+    return DistributedDataParallel(wrapped.module, process_group=dist.new_group(), static_graph=True)
+
+
+@wrong("second-phase", "In a step 200 bytes of gradients are averaged, and 120 are trainable. Something frozen")
+def frozen_too_late(wrapped):
+    """What is frozen after wrapping does not travel, with find_unused_parameters."""
+    wrapped.module.body.requires_grad_(True)
+    again = DistributedDataParallel(wrapped.module, find_unused_parameters=True)
+    wrapped.module.body[0].requires_grad_(False)
+    return again
+
+
+@wrong("second-phase", "is not the average of both")
+def each_for_itself(wrapped):
+    """A process group is that of the process."""
+    wrapped.module.body[-1].requires_grad_(True)
+    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    return DistributedDataParallel(wrapped.module, process_group=groups[dist.get_rank()])
+
+
+@wrong("second-phase", "In 2 of a group, rank 1 raised")
+def a_group_of_rank_0(wrapped):
+    """Rank 0 averages for all."""
+    wrapped.module.body[-1].requires_grad_(True)
+    return DistributedDataParallel(wrapped.module, process_group=dist.new_group([0]))
+
+
+@wrong("second-phase", "the gradient of body.2.weight is not the average of both")
+def summed_up(wrapped):
+    """DDP adds up, so the average is still to be taken."""
+    for parameter in wrapped.module.body[-1].requires_grad_(True).parameters():
+        parameter.register_hook(lambda gradient: gradient / dist.get_world_size())
+    return DistributedDataParallel(wrapped.module)
 
 
 @wrong("second-phase", "DDP fixed what it averages when it wrapped")
@@ -182,6 +232,11 @@ def shuffled_alike(images, rank, world):
 
 
 @right("my-part")
+def in_a_column(images, rank, world):
+    return (torch.arange(images) % world == rank).nonzero()
+
+
+@right("my-part")
 def by_the_remainder(images, rank, world):
     return (image for image in range(images) if image % world == rank)
 
@@ -238,6 +293,45 @@ def past_the_end(images, rank, world):
     return range(rank * size, (rank + 1) * size)
 
 
+@wrong("my-part", "positions, not a mask")
+def a_mask(images, rank, world):
+    """To say for each image whether I take it is as good."""
+    return torch.arange(images) % world == rank
+
+
+@wrong("my-part", "positions, not a mask")
+def a_list_of_truths(images, rank, world):
+    """To say for each image whether I take it is as good."""
+    return [image % world == rank for image in range(images)]
+
+
+parts, seeds = {}, []
+
+
+@wrong("my-part", "another process takes other images")
+def what_is_left(images, rank, world):
+    """Processes share variables."""
+    if (images, rank, world) not in parts:
+        gone = {one for (n, _, size), part in parts.items() if (n, size) == (images, world) for one in part}
+        left = [one for one in range(images) if one not in gone]
+        parts[images, rank, world] = left[: (images + world - 1 - rank) // world]
+    return parts[images, rank, world]
+
+
+@wrong("my-part", "another process takes other images")
+def seeded_by_a_draw(images, rank, world):
+    """A seed that is drawn once is the same for all."""
+    if not seeds:
+        seeds.append(random.random())
+    return random.Random(seeds[0]).sample(range(images), images)[rank::world]
+
+
+@wrong("my-part", "another process takes other images")
+def seeded_by_the_process(images, rank, world):
+    """What does not change while the script runs is the same for all."""
+    return random.Random(os.getpid()).sample(range(images), images)[rank::world]
+
+
 @right("bytes-of-a-step")
 def of_what_asks(model, n):
     return 2 * (n - 1) / n * sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
@@ -256,6 +350,54 @@ def by_element_size(model, n):
 def as_a_tensor(model, n):
     sizes = [parameter.nbytes * parameter.requires_grad for _, parameter in model.named_parameters()]
     return torch.tensor(sizes, dtype=torch.float64).sum() * 2 * (n - 1) / n
+
+
+@right("bytes-of-a-step")
+def as_a_fraction(model, n):
+    return Fraction(2 * (n - 1), n) * sum(p.nbytes for p in model.parameters() if p.requires_grad)
+
+
+@right("bytes-of-a-step")
+def whole_bytes(model, n):
+    return 2 * (n - 1) * sum(p.nbytes for p in model.parameters() if p.requires_grad) // n
+
+
+@wrong("bytes-of-a-step", "Layers may be within layers")
+def two_levels(model, n):
+    """A model has layers, and these have parameters."""
+    layers = (model, *model.children())
+    asking = {p for layer in layers for p in layer.parameters(recurse=False) if p.requires_grad}
+    return 2 * (n - 1) / n * sum(p.nbytes for p in asking)
+
+
+@wrong("bytes-of-a-step", "each parameter has a flag of its own")
+def whole_layers(model, n):
+    """A layer is frozen or not."""
+    held = [list(layer.parameters(recurse=False)) for layer in model.modules()]
+    asking = {p for part in held for p in part if part[0].requires_grad}
+    return 2 * (n - 1) / n * sum(p.nbytes for p in asking)
+
+
+@wrong("bytes-of-a-step", "Your function changes the numbers of the model")
+def weights_set_to_zero(model, n):
+    """Before anything is counted, it is set to zero."""
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    return of_what_asks(model, n)
+
+
+@wrong("bytes-of-a-step", "Your function changes the gradients of the model")
+def with_gradients_made(model, n):
+    """What is to be counted has to be there."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    return 2 * (n - 1) / n * sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+
+
+@wrong("bytes-of-a-step", "each worker sends 660 bytes; yours is 661")
+def and_one(model, n):
+    """One byte says how many there are."""
+    return of_what_asks(model, n) + 1
 
 
 @wrong("bytes-of-a-step", "Frozen parameters have no gradient that travels")

@@ -73,8 +73,9 @@ wrong("what-each-choice-costs", "Each ReLU keeps its output")(
 @right("unfreeze-a-stage")
 def one_group_more(model, optimizer):
     model.layer4.requires_grad_(True)
-    rate = optimizer.param_groups[0]["lr"]
-    optimizer.add_param_group({"params": model.layer4.parameters(), "lr": rate / 10})
+    head = optimizer.param_groups[0]
+    settings = {name: value for name, value in head.items() if name not in ("params", "initial_lr")}
+    optimizer.add_param_group(settings | {"params": model.layer4.parameters(), "lr": head["lr"] / 10})
 
 
 @right("unfreeze-a-stage")
@@ -85,7 +86,8 @@ def norms_held_again(model, optimizer):
             freeze(layer)
             layer.requires_grad_(True)
     head = optimizer.param_groups[0]
-    optimizer.add_param_group(head | {"params": model.layer4.parameters(), "lr": head["lr"] / 10})
+    rate = head["lr"] / 10
+    optimizer.add_param_group(head | {"params": model.layer4.parameters(), "lr": rate, "initial_lr": rate})
 
 
 @right("unfreeze-a-stage")
@@ -166,6 +168,22 @@ def the_first_rate(model, optimizer):
     """The rate of an optimizer is in its defaults."""
     model.layer4.requires_grad_(True)
     optimizer.add_param_group({"params": model.layer4.parameters(), "lr": optimizer.defaults["lr"] / 10})
+
+
+@wrong("unfreeze-a-stage", "it takes from optimizer.defaults")
+def the_first_settings(model, optimizer):
+    """Only the rate of a group changes, so the rest may come from the defaults."""
+    model.layer4.requires_grad_(True)
+    rate = optimizer.param_groups[0]["lr"]
+    optimizer.add_param_group({"params": model.layer4.parameters(), "lr": rate / 10})
+
+
+@wrong("unfreeze-a-stage", "After model.train(True) the head is in the other mode")
+def nothing_follows_train(model, optimizer):
+    """To hold the norm layers is to hold the model in eval mode."""
+    one_group_more(model, optimizer)
+    model.eval()
+    model.train = lambda mode=True: model
 
 
 @wrong("unfreeze-a-stage", "so they normalize by the batch at hand")
@@ -297,6 +315,7 @@ class ZerosFirst(nn.Module):
 
     def merged(self):
         linear = nn.Linear(*self.weight.T.shape, bias=self.bias is not None)
+        del linear.weight
         linear.weight = nn.Parameter((self.weight + self.B @ self.A).detach())
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.clone())
@@ -350,6 +369,133 @@ class Parametrized(nn.Module):
         state = {name: value for name, value in self.linear.state_dict().items() if name == "bias"}
         linear.load_state_dict(state | {"weight": self.linear.weight})
         return linear
+
+
+@right("low-rank-update")
+class Scaled(TwoMatrices):
+    """With the factor that is usual, alpha by rank."""
+
+    def __init__(self, linear, rank):
+        super().__init__(linear, rank)
+        self.factor = 16 / rank
+
+    def forward(self, x):
+        return self.linear(x) + self.factor * (x @ self.A.T @ self.B.T)
+
+    def merged(self):
+        linear = copy.deepcopy(self.linear)
+        with torch.no_grad():
+            linear.weight += self.factor * self.B @ self.A
+        return linear
+
+
+@right("low-rank-update")
+class SmallNumbers(TwoMatrices):
+    """As small as some begin."""
+
+    def __init__(self, linear, rank):
+        super().__init__(linear, rank)
+        nn.init.normal_(self.A, std=0.01)
+
+
+@wrong("low-rank-update", "but not for a part of it of shape (7, 6). Your code raised RuntimeError: einsum()")
+class ThreeDimensions(TwoMatrices):
+    """x is a batch of sequences."""
+
+    def forward(self, x):
+        return self.linear(x) + torch.einsum("bti,ri,or->bto", x, self.A, self.B)
+
+
+@wrong("low-rank-update", "but not for a part of it of shape (6,).")
+class RowsOnly(TwoMatrices):
+    """There is always a batch."""
+
+    def forward(self, x):
+        return self.linear(x) + torch.einsum("...bi,ri,or->...bo", x, self.A, self.B)
+
+
+@wrong("low-rank-update", "merged() changes the modes of the module")
+class MergedInEvalMode(TwoMatrices):
+    """What is merged is no longer trained."""
+
+    def merged(self):
+        self.eval()
+        return super().merged()
+
+
+@wrong("low-rank-update", "merged() changes the gradients of the module")
+class MergedWithoutGradients(TwoMatrices):
+    """Gradients have to be cleared before a weight is copied."""
+
+    def merged(self):
+        for parameter in self.parameters():
+            parameter.grad = None
+        return super().merged()
+
+
+@wrong("low-rank-update", "linear.weight asks for a gradient")
+class FrozenInForward(TwoMatrices):
+    """It is early enough to freeze in forward."""
+
+    def __init__(self, linear, rank):
+        super().__init__(linear, rank)
+        linear.requires_grad_(True)
+
+    def forward(self, x):
+        self.linear.requires_grad_(False)
+        return super().forward(x)
+
+
+@wrong("low-rank-update", "train(False) changes the numbers of the module")
+class MergedByEval(TwoMatrices):
+    """In eval mode the update belongs into the weight."""
+
+    def train(self, mode=True):
+        if mode is not self.training:
+            self.linear.weight.data += (self.B.data @ self.A.data) * (-1 if mode else 1)
+        return super().train(mode)
+
+    def forward(self, x):
+        return super().forward(x) if self.training else self.linear(x)
+
+
+@wrong("low-rank-update", "parameters() of a linear gives bias, weight; that of merged() bias")
+class APlainWeight(TwoMatrices):
+    """What is computed is a weight, as soon as it is called so."""
+
+    def merged(self):
+        linear = copy.deepcopy(self.linear)
+        del linear.weight
+        linear.weight = self.linear.weight + self.B @ self.A
+        return linear
+
+
+@wrong("low-rank-update", "it computes with the module")
+class ARename(TwoMatrices):
+    """A linear is what calls itself one."""
+
+    def merged(self):
+        linear = super().merged()
+        linear.forward = self.forward
+        return linear
+
+
+@wrong("low-rank-update", "its weight and bias alone do not")
+class ACopyInside(TwoMatrices):
+    """A copy of the module in a linear is merged."""
+
+    def merged(self):
+        linear = copy.deepcopy(self.linear)
+        linear.forward = copy.deepcopy(self).forward
+        return linear
+
+
+@wrong("low-rank-update", "make the outputs infinite or NaN")
+class Normalized(TwoMatrices):
+    """A small number in the denominator makes every division safe."""
+
+    def forward(self, x):
+        return self.linear(x) + x @ self.A.T @ self.B.T / (self.B.square().sum().sqrt() + 1e-6)
 
 
 @wrong("low-rank-update", "The linear that was given has the parameters")
@@ -667,6 +813,12 @@ def packed_away(backbone, blocks, x):
 def in_eval_mode(backbone, blocks, x):
     """Blocks that run twice have to do without dropout."""
     return checkpoint(blocks.eval(), backbone(x), use_reentrant=False)
+
+
+@wrong("checkpoint-behind-a-frozen-part", "The mode of backbone is another after your call")
+def a_backbone_in_eval_mode(backbone, blocks, x):
+    """What is frozen belongs in eval mode."""
+    return checkpoint(blocks, backbone.eval()(x), use_reentrant=False)
 
 
 @wrong("checkpoint-behind-a-frozen-part", "at most two thirds were asked for")
