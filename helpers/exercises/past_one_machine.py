@@ -171,7 +171,7 @@ def who_stays_equal(answer):
 @lesson.exercise(
     "second-phase",
     follows="Whoever writes the next phase does the same: flags first, then a new DDP around the same model. The "
-    "optimizer goes on if it holds all parameters.",
+    "optimizer goes on, as long as no step was made in between: after one, its momentum differs between ranks.",
 )
 def second_phase(answer):
     with alone():
