@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests import lessons
+from tests import lessons, mutate
 
 ROOT = Path(__file__).parent.parent
 WORDS = "Figure with 1 panel."
@@ -371,3 +371,9 @@ def test_a_dead_kernel_is_noticed_and_its_cell_named(tmp_path):
     put(tmp_path / "dies.ipynb", unsaved("2", "import os; os._exit(1)", "3", "4"))
     told = strict_nbval("-n", "0", tmp_path)  # not by the limit of 120 seconds: that has another message
     assert "Cell 1: The kernel died in this cell." in told and "1 failed, 1 passed, 2 xfailed" in told, told
+
+
+def test_survivors_are_of_cells_that_there_are():
+    for lesson, survivors in mutate.REASONS.items():
+        cells = {cell["id"] for cell in lessons.read(lessons.FOLDER / f"{lesson}.ipynb")["cells"]}
+        assert {name.partition(":")[0] for name in survivors} <= cells, lesson
