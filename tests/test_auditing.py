@@ -784,9 +784,14 @@ def test_an_optimizer_is_what_has_param_groups():
 
 
 def test_a_list_may_hold_itself():
-    items = [nn.Linear(2, 1)]
-    items.append(items)
+    items = []
+    items += [items, nn.Linear(2, 1)]
     assert found(Holder(items=items)) == [("unregistered", "items")]
+
+
+def test_three_lists_deep_it_looks():
+    assert found(Holder(items=[[(nn.Linear(2, 1),)]])) == [("unregistered", "items")]
+    assert found(Holder(items=[[[[nn.Linear(2, 1)]]]])) == []
 
 
 def test_the_model_itself_is_called_so():
