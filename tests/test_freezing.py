@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
+from helpers._frozen import frozen_modules
 from helpers.freezing import freeze, unfreeze
 
 
@@ -769,3 +770,12 @@ def test_random_sequences_are_as_predicted(tree, data):
         check(net, predicted)
     called(unfreeze, net)
     assert flags(net) == initial and modes(net) == predicted.modes and attributes(net) == left
+
+
+def test_what_counts_as_frozen_is_decided_by_a_modules_own_parameters_tied_ones_too():
+    block = nn.TransformerEncoderLayer(4, 2, 4)
+    block.self_attn.requires_grad_(False).out_proj.requires_grad_(True)
+    assert frozen_modules(block)["self_attn"] and not frozen_modules(block)["self_attn.out_proj"]
+    tied = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), nn.Linear(2, 2))
+    tied[1].weight = tied[0].weight.requires_grad_(False)
+    assert frozen_modules(tied) == {"": False, "0": True, "1": True, "2": False}
