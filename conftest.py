@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from queue import Empty
 
+import nbval.kernel
 import pytest
 from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell, IPyNbFile
@@ -22,6 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Kernels leave the home folder alone, and run no startup file that is kept there.
 os.environ.setdefault("IPYTHONDIR", str(lessons.FOLDER.parent / "build" / "ipython"))
 os.environ.setdefault("JUPYTER_RUNTIME_DIR", str(lessons.FOLDER.parent / "build" / "runtime"))
+# It lays out every message for a log, read or not: half of nbval's own time.
+nbval.kernel.pformat = str
 
 
 class KernelDied(Exception):

@@ -31,7 +31,7 @@ def pytest_addoption(pluginmanager):
     """Start at pytest's first hook, so that torch is imported while pytest imports nbval."""
     if sys.platform != "linux":
         raise pytest.UsageError("tests.fast forks a process that holds torch, which is safe on Linux only: make test")
-    pluginmanager.set_blocked("hypothesispytest")  # at the end it imports hypothesis, which no notebook uses
+    pluginmanager.set_blocked("hypothesispytest")  # as in early.py, for folders of notebooks too
     if ADDRESS not in os.environ:  # set where xdist starts a worker: all of them share one process
         pluginmanager.register(Holder())
 
@@ -70,9 +70,6 @@ def call(message):
 
 
 def pytest_configure():
-    import nbval.kernel
-
-    nbval.kernel.pformat = str  # which lays out every message for a log, read or not: half of nbval's own time
     factory = KernelProvisionerFactory.instance(default_provisioner_name="forked")
     factory.provisioners["forked"] = EntryPoint("forked", "tests.fast:Forked", factory.GROUP_NAME)
 
