@@ -4,6 +4,7 @@ import base64
 import copy
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -284,7 +285,9 @@ def strict_nbval(*words):
     """What pytest with this project's own settings prints."""
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-q"]
     command += ["-c", ROOT / "pyproject.toml", "--rootdir", ROOT, *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    # Forking wants one thread, also where the settings of `make matrix` say two.
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True).stdout
 
 
 def replace(cell, old, new):
