@@ -28,6 +28,7 @@ What ends all processes is said once, by process 0. torchrun adds a traceback of
 """
 
 import argparse
+import io
 import math
 import os
 import reprlib
@@ -345,10 +346,12 @@ def can_write(path: Path) -> None:
 
 def write(path: Path, content: object) -> None:
     """Whole or not at all: a process killed while it writes leaves the old file."""
+    # Not by torch.save() itself: on a disk that fills up at the end, that of torch 2.9 leaves a cut file and no error.
+    torch.save(content, data := io.BytesIO())
     try:
-        torch.save(content, unfinished(path))
+        unfinished(path).write_bytes(data.getbuffer())
         os.replace(unfinished(path), path)
-    except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
+    except OSError as error:
         unfinished(path).unlink(missing_ok=True)
         raise Problem(f"{path} could not be written; is the disk full? ({first_line(error)})") from error
 

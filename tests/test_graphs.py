@@ -627,7 +627,9 @@ def test_an_arrow_runs_from_the_lower_edge_of_a_box_to_the_upper_edge_of_another
     (start, end, _), *others = arrows(ax)
     above, below = [box.transformed(ax.transData.inverted()) for _, box in sorted(boxes(ax), key=lambda b: -b[1].y0)]
     assert others == []
-    assert start == pytest.approx(above.y0, abs=1) and end == pytest.approx(below.y1, abs=1)
+    # A row is 45 points high, a box of two lines 29, as planned; how high it is drawn depends on matplotlib's version.
+    assert start == pytest.approx(45 - 14.5, abs=0.1) and end == pytest.approx(14.5, abs=1.5)
+    assert start == pytest.approx(above.y0, abs=3) and end == pytest.approx(below.y1, abs=3)
 
 
 def test_an_arrow_past_other_boxes_is_seen_beside_them():
