@@ -18,6 +18,7 @@ import tomllib
 import traceback
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,9 @@ def main(files: list[str]) -> int:
     matplotlib.use("agg")
     bad = False
     for path in [Path(name).resolve() for name in files] or sorted(lessons.FOLDER.glob("*.ipynb")):
-        tried, unnoticed = survivors(path)
+        # A process for each: a lesson may leave another default dtype behind, as lesson 06 does.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as own:
+            tried, unnoticed = own.submit(survivors, path).result()
         reasons = REASONS.get(path.stem, {})
         print(f"{path.name}: {tried - len(unnoticed)} of {tried} noticed")
         for one in unnoticed:

@@ -201,6 +201,12 @@ def test_pretraining_learns_and_writes_the_same_file_again(monkeypatch, tmp_path
     assert float(capsys.readouterr().out.splitlines()[0].rpartition(" ")[2]) > 0.5
 
 
+def test_pretraining_leaves_alone_what_is_held_back(monkeypatch):
+    few = digits.few
+    monkeypatch.setattr(digits, "few", lambda *args, **options: (few(*args, **options)[0], "held back"))
+    assert digits.pretrain(1).fc.out_features == 5
+
+
 def test_importing_helpers_leaves_the_digits_and_their_libraries_alone():
     code = "import sys, helpers; print(sorted({'torchvision', 'matplotlib', 'mlxtend', 'IPython'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

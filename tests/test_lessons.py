@@ -380,3 +380,16 @@ def test_survivors_are_of_cells_that_there_are():
     for lesson, survivors in mutate.REASONS.items():
         cells = {cell["id"] for cell in lessons.read(lessons.FOLDER / f"{lesson}.ipynb")["cells"]}
         assert {name.partition(":")[0] for name in survivors} <= cells, lesson
+
+
+@pytest.mark.skipif(os.name != "posix", reason="forks")
+def test_mutants_that_no_output_notices_are_named_and_no_lesson_touches_the_next(tmp_path):
+    lines = "import torch", "torch.set_default_dtype(torch.float64)", "torch.tensor(1.0).dtype"
+    for name in ("one", "two"):  # in "two" the second line changes nothing if "one" is not forgotten
+        put(tmp_path / f"{name}.ipynb", unsaved(*lines))
+    put(tmp_path / "idle.ipynb", unsaved("print(1)", "idle = 2"))
+    command = [sys.executable, "-m", "tests.mutate", *(tmp_path / f"{name}.ipynb" for name in ("one", "two", "idle"))]
+    done = subprocess.run(command, cwd=lessons.FOLDER.parent, capture_output=True, text=True)
+    *told, survivor, reason = done.stdout.splitlines()
+    assert told == ["one.ipynb: 3 of 3 noticed", "two.ipynb: 3 of 3 noticed", "idle.ipynb: 1 of 2 noticed"], done
+    assert "idle = 2" in survivor and "NO REASON" in reason and done.returncode == 1
