@@ -1,6 +1,7 @@
 """What audit finds, on what it stays silent, and that it changes nothing."""
 
 import copy
+import doctest
 import inspect
 import sys
 import time
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import models
 from torchvision.ops import StochasticDepth
 
+from helpers import auditing
 from helpers.auditing import RULES, Finding, Findings, audit
 from helpers.freezing import freeze
 from helpers.ranks import alone
@@ -396,6 +398,16 @@ def test_every_rule_has_a_mistake_here_and_an_example_in_its_documentation():
     for rule, find in RULES.items():
         written = inspect.getdoc(find)
         assert f"\n{rule}: " in written and written.endswith("no findings")
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
+@pytest.mark.parametrize("rule", RULES)
+def test_the_example_of_a_rule_prints_its_words(rule, monkeypatch):
+    """Here as well, because `make mutate-helpers` runs no doctests."""
+    for of_its_own in ("init_process_group", "destroy_process_group"):  # there is one already
+        monkeypatch.setattr(torch.distributed, of_its_own, lambda *args, **options: None)
+    example = doctest.DocTestParser().get_doctest(inspect.getdoc(RULES[rule]), dict(vars(auditing)), rule, None, None)
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_five_mistakes_at_once_in_resnet18():
@@ -810,7 +822,7 @@ def test_findings_are_a_list_that_shows_itself():
     findings = audit(model)
     assert isinstance(findings, list) and all(isinstance(finding, Finding) for finding in findings)
     assert str(findings).splitlines()[0].startswith("norm-statistics-drift: '0.0' is frozen but")
-    assert len(str(findings).splitlines()) == 4
+    assert len(str(findings).splitlines()) == 4 and str(findings).splitlines()[2].startswith("norm-statistics-drift: ")
     assert findings._repr_html_().count("<tr>") == 3 and "0.&lt;norm&gt;" in findings._repr_html_()
     assert Findings([Finding("rule", "0", "<", "&")])._repr_html_() == (
         "<table><tr><td>rule</td><td>name</td><td>message</td><td>remedy</td></tr>"
