@@ -15,7 +15,7 @@ test: .venv/ready ## run the tests of helpers, strict nbval over every notebook,
 	$(PY) -m pytest $(ARGS)
 
 quick: .venv/ready ## compare every notebook as nbval does, with kernels forked from one process that holds torch (Linux)
-	$(PY) -m pytest -p tests.fast $(or $(ARGS),notebooks)
+	$(PY) -m pytest -p tests.tools.fast $(or $(ARGS),notebooks)
 
 test-lab: .venv/ready ## run every notebook in JupyterLab in Chromium, as a student does
 	$(PY) -m pytest -n 0 -m "lab or not lab" tests/test_lab.py $(ARGS)
@@ -25,11 +25,11 @@ site: .venv/site ## build the pages to read, from the stored outputs, in build/s
 	$(PY) -m sphinx -qEW --keep-going -c docs -d build/doctrees . build/site
 
 test-site: site ## open every page of it in Chromium: links, pictures, keyboard, screen readers, no request elsewhere
-	$(PY) -m tests.site
+	$(PY) -m tests.tools.site
 
 save: .venv/ready ## re-execute the notebooks and write them in the one form that is committed
-	$(PY) -m tests.lessons $(ARGS)
-	$(PY) -m tests.exercises
+	$(PY) -m tests.tools.lessons $(ARGS)
+	$(PY) -m tests.tools.exercises
 
 lint: .venv/ready ## check style, format, types and workflow files
 	$(PY) -m ruff check .
@@ -44,10 +44,10 @@ stable: .venv/ready ## compare the lessons' outputs with two threads, and with p
 	ATEN_CPU_CAPABILITY=avx2 $(PY) -m pytest notebooks
 
 matrix: .venv/ready ## run everything on the oldest and newest versions, other threads, instruction sets and settings
-	$(PY) -m tests.matrix $(ARGS)
+	$(PY) -m tests.tools.matrix $(ARGS)
 
 mutate: .venv/ready ## delete or flip statements of the lessons at random, and print what no output noticed
-	$(PY) -m tests.mutate $(ARGS)
+	$(PY) -m tests.tools.mutate $(ARGS)
 
 mutate-helpers: .venv/ready ## the same for helpers, by mutmut: make mutate-helpers ARGS="helpers.memory*"
 	$(PY) -m pip install --quiet 'mutmut>=3.8,<4'
@@ -55,11 +55,11 @@ mutate-helpers: .venv/ready ## the same for helpers, by mutmut: make mutate-help
 	$(PY) -m mutmut results
 
 bench: .venv/ready ## measure helpers, then the lessons' verification, beside other tools (those of the extra 'bench')
-	$(PY) -m tests.bench
-	$(PY) -m tests.bench_notebooks $(ARGS)
+	$(PY) -m tests.tools.bench
+	$(PY) -m tests.tools.bench_notebooks $(ARGS)
 
-weights: .venv/ready ## pretrain the small network of helpers.digits again
-	$(PY) -m helpers.digits
+weights: .venv/ready ## pretrain the small network of helpers.lessons.digits again
+	$(PY) -m helpers.lessons.digits
 
 # Ready means: newer than pyproject.toml, and its Python finds the helpers of this checkout (not of a moved or copied one).
 ifneq ($(shell exec 2>/dev/null; $(PY) -I -c 'import importlib.util as u; print(u.find_spec("helpers").origin)'),$(CURDIR)/helpers/__init__.py)

@@ -16,7 +16,7 @@ from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell, IPyNbFile
 from PIL import Image, ImageChops
 
-from tests import lessons
+from tests.tools import lessons
 
 # Before torch is imported, here and in the kernels: the same sums on every machine, and no fight over two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

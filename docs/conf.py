@@ -19,7 +19,7 @@ exclude_patterns = ["docs/contents.md", ".*", "**/.*", "build"]
 suppress_warnings = ["myst.header"]
 # A link to a section is written as JupyterLab wants it, with the words of the heading: notebooks/INDEX.md.
 myst_heading_anchors = 2
-myst_heading_slug_func = "tests.lessons.anchor"
+myst_heading_slug_func = "tests.tools.lessons.anchor"
 nb_execution_mode = "off"  # shown are the stored outputs, which `make test` compares
 default_role = "py:obj"  # `freeze` in a docstring is a link
 html_theme = "sphinx_book_theme"

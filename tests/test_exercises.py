@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-import tests.exercises as key
-from helpers.exercises import Lesson, NotYet, run, table, taken
-from tests import lessons
+import tests.tools.exercises as key
+from helpers.lessons.exercises import Lesson, NotYet, run, table, taken
+from tests.tools import lessons
 
 LESSONS = key.every()
 ANSWERS = [
@@ -28,7 +28,7 @@ EFFORT = re.compile(r"# difficulty [1-5] of 5, importance [1-5] of 5, about \d+ 
 
 
 def declared(lesson):
-    return importlib.import_module(f"helpers.exercises.{lesson}").lesson
+    return importlib.import_module(f"helpers.lessons.exercises.{lesson}").lesson
 
 
 @pytest.mark.parametrize(("lesson", "answer"), ANSWERS)
@@ -156,7 +156,7 @@ def test_every_belief_about_a_prediction_is_a_wrong_guess(lesson, monkeypatch):
     """Runs the lesson with every guess that has a sentence."""
     asked = {}
     monkeypatch.setattr(Lesson, "predict", lambda self, name, guess, seen: asked.update({name: (guess, seen)}))
-    module = importlib.reload(importlib.import_module(f"helpers.exercises.{lesson}"))
+    module = importlib.reload(importlib.import_module(f"helpers.lessons.exercises.{lesson}"))
     monkeypatch.chdir(lessons.FOLDER)
     names = {"__name__": "__main__"}
     for cell in lessons.read(key.notebook(lesson))["cells"]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import lessons
+from tests.tools import lessons
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,7 +35,7 @@ def test_without_any_network_a_lesson_and_the_digits_are_the_same(tmp_path):
     unshare = ["unshare", "--map-root-user", "--net"]
     if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], capture_output=True).returncode:
         pytest.skip("this system does not let us make a network namespace (unshare)")
-    parts = ["notebooks/03_parameters.ipynb", "helpers/digits.py"]
+    parts = ["notebooks/03_parameters.ipynb", "helpers/lessons/digits.py"]
     command = [*unshare, sys.executable, "-c", OFFLINE, "-q", "-n", "0", "-p", "no:cacheprovider", *parts]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"TORCH_HOME": str(tmp_path)}, capture_output=True, text=True
@@ -77,7 +77,7 @@ def unpickled(name, source):
             whole
             or "allow_pickle" in words
             or called in ("pickle.load", "pickle.Unpickler", "joblib.load")
-            # helpers.ranks reads what comes through pipes from processes that it started itself.
+            # helpers.lessons.ranks reads what comes through pipes from processes that it started itself.
             or (called == "pickle.loads" and name != "ranks.py")
         ):
             yield called

@@ -29,7 +29,7 @@ from torchvision.transforms import v2
 
 from helpers.features import cache_features
 from helpers.freezing import freeze
-from helpers.ranks import alone
+from helpers.lessons.ranks import alone
 
 
 def images(count=10, size=8):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from helpers.figures import describe, show
+from helpers.lessons.figures import describe, show
 
 matplotlib.use("Agg")
 

@@ -18,7 +18,7 @@ import urllib.request
 
 import pytest
 
-from tests import lessons
+from tests.tools import lessons
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium (Debian: apt-get install chromium)")

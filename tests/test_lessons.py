@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests import lessons, mutate
+from tests.tools import lessons, mutate
 
 ROOT = Path(__file__).parent.parent
 WORDS = "Figure with 1 panel."
@@ -211,7 +211,7 @@ def unsaved(*sources):
     return notebook
 
 
-DRAW = "import matplotlib.pyplot as plt\nfrom helpers.figures import show\nfigure, ax = plt.subplots()\n"
+DRAW = "import matplotlib.pyplot as plt\nfrom helpers.lessons.figures import show\nfigure, ax = plt.subplots()\n"
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +270,7 @@ def test_a_full_disk_is_told_and_the_file_left_as_it_was(tmp_path, capsys, full_
 def test_a_killed_save_leaves_the_file_as_it_was_and_the_next_one_works(tmp_path, killed):
     path = put(tmp_path / "lesson.ipynb", unsaved("print(2)"))
     before = path.read_bytes()
-    killed(f"lessons.main([{str(path)!r}])", "from tests import lessons")
+    killed(f"lessons.main([{str(path)!r}])", "from tests.tools import lessons")
     assert path.read_bytes() == before
     (left,) = set(tmp_path.iterdir()) - {path}
     assert subprocess.run(["git", "check-ignore", "-q", "--no-index", left.name], cwd=ROOT).returncode == 0
@@ -328,7 +328,7 @@ PLANTED = {
     "end: the kernel dies": (add(3, "import os; os._exit(1)"), 3),
     "worker: two processes of its own": (rewrite(3, SPAWN, stream("[1, 2]\n")), None),
 }
-RUNNERS = {"nbval": [], "make quick": ["-p", "tests.fast"]}
+RUNNERS = {"nbval": [], "make quick": ["-p", "tests.tools.fast"]}
 
 
 @pytest.fixture(scope="module", params=RUNNERS)
@@ -388,7 +388,12 @@ def test_mutants_that_no_output_notices_are_named_and_no_lesson_touches_the_next
     for name in ("one", "two"):  # in "two" the second line changes nothing if "one" is not forgotten
         put(tmp_path / f"{name}.ipynb", unsaved(*lines))
     put(tmp_path / "idle.ipynb", unsaved("print(1)", "idle = 2"))
-    command = [sys.executable, "-m", "tests.mutate", *(tmp_path / f"{name}.ipynb" for name in ("one", "two", "idle"))]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.tools.mutate",
+        *(tmp_path / f"{name}.ipynb" for name in ("one", "two", "idle")),
+    ]
     done = subprocess.run(command, cwd=lessons.FOLDER.parent, capture_output=True, text=True)
     *told, survivor, reason = done.stdout.splitlines()
     assert told == ["one.ipynb: 3 of 3 noticed", "two.ipynb: 3 of 3 noticed", "idle.ipynb: 1 of 2 noticed"], done

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torchvision.models import ResNet18_Weights, resnet18
 
-from helpers.pretrained import pretrained
-from tests import lessons
+from helpers.lessons.pretrained import pretrained
+from tests.tools import lessons
 
 LESSON = lessons.FOLDER / "06_finetune_last_layer.ipynb"
 URL = ResNet18_Weights.DEFAULT.url

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from helpers import ranks as module
-from helpers.ranks import ranks
+from helpers.lessons import ranks as module
+from helpers.lessons.ranks import ranks
 
 
 def processes():
@@ -128,7 +128,7 @@ def test_a_process_that_died_is_told_or_replaced():
 
 SCRIPT = """
 import os, sys, time
-from helpers.ranks import ranks
+from helpers.lessons.ranks import ranks
 if __name__ == "__main__":
     print(*ranks(os.getpid), flush=True)
     os.kill(os.getpid(), 9)
@@ -148,7 +148,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
 
 
 def test_a_script_without_the_usual_guard_is_told(tmp_path):
-    (tmp_path / "script.py").write_text("from helpers.ranks import ranks\nranks(print)\n")
+    (tmp_path / "script.py").write_text("from helpers.lessons.ranks import ranks\nranks(print)\n")
     done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
     assert "what calls ranks() belongs under if __name__" in done.stderr.splitlines()[-1]
 

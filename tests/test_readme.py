@@ -9,7 +9,7 @@ from urllib.parse import quote
 from PIL import Image
 
 from conftest import differ
-from tests import lessons
+from tests.tools import lessons
 
 README = Path(__file__).parent.parent / "README.md"
 

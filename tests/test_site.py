@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import site
+from tests.tools import site
 
 PAGE = """<!doctype html><html lang="en"><title>A page</title>
 <link rel="icon" href="data:,"><link rel="stylesheet" href="missing.css">

@@ -24,10 +24,11 @@ import torch
 from PIL import Image
 from torchvision import models
 
-from helpers import digits, freeze, train_head
+from helpers import freeze, train_head
+from helpers.lessons import digits
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["helpers.train_head", "helpers.digits"])
+SERVER.set_forkserver_preload(["helpers.train_head", "helpers.lessons.digits"])
 SECONDS = 100  # no test waits longer for processes, and train_head would wait 600 without its --timeout
 TOLERANCE = 1e-5  # of each weight, as stated in train_head's documentation
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from helpers import cache_features, freeze
-from tests.exercises import Answers
+from tests.tools.exercises import Answers
 
 answers = Answers()
 right, wrong = answers.right, answers.wrong

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from tests.exercises import Answers
+from tests.tools.exercises import Answers
 
 answers = Answers()
 right, wrong = answers.right, answers.wrong

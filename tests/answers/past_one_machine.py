@@ -12,7 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
-from tests.exercises import Answers
+from tests.tools.exercises import Answers
 
 answers = Answers()
 right, wrong = answers.right, answers.wrong

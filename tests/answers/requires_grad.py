@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tests.exercises import Answers
+from tests.tools.exercises import Answers
 
 answers = Answers()
 right, wrong = answers.right, answers.wrong

@@ -6,7 +6,7 @@ import io
 import torch
 from torch import nn
 
-from tests.exercises import Answers
+from tests.tools.exercises import Answers
 
 answers = Answers()
 right, wrong = answers.right, answers.wrong

@@ -8,7 +8,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from helpers import freeze, unfreeze
-from tests.exercises import Answers
+from tests.tools.exercises import Answers
 
 answers = Answers()
 right, wrong = answers.right, answers.wrong

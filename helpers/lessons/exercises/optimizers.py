@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from helpers.exercises import Lesson, NotYet, kind, run, table
+from helpers.lessons.exercises import Lesson, NotYet, kind, run, table
 
 lesson = Lesson()
 check, predict, progress = lesson.check, lesson.predict, lesson.progress

@@ -6,7 +6,7 @@ import operator
 import torch
 from torch import nn
 
-from helpers.exercises import RAISES, Lesson, NotYet, kind, raises, run, table, taken
+from helpers.lessons.exercises import RAISES, Lesson, NotYet, kind, raises, run, table, taken
 
 lesson = Lesson()
 check, predict, progress = lesson.check, lesson.predict, lesson.progress

@@ -1,4 +1,4 @@
-"""What it takes to verify the lessons again, beside other tools: ``python -m tests.bench_notebooks [FILE ...]``.
+"""What it takes to verify the lessons again, beside other tools: ``python -m tests.tools.bench_notebooks [FILE ...]``.
 
 The bound is what cannot be saved: all code cells in one plain process, torch imported before the clock starts. CPU
 seconds count every process, on one thread each. The other tools come with the extra ``bench``; none compares outputs.
@@ -18,9 +18,9 @@ import types
 from importlib.util import find_spec
 from pathlib import Path
 
-from tests import lessons
+from tests.tools import lessons
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CHILD_SUBREAPER = 36  # of <sys/prctl.h>: also kernels that their tool left behind are waited for, and counted
 PAPERMILL = """if True:
     import contextlib, sys, papermill
@@ -71,7 +71,9 @@ def measured(*command, module=None):
 
 def bounds(paths):
     """The wall and CPU seconds of the cells alone, and with the import of torch."""
-    code = f"from tests.bench_notebooks import Path, plain; plain([Path(name) for name in {list(map(str, paths))}])"
+    code = (
+        f"from tests.tools.bench_notebooks import Path, plain; plain([Path(name) for name in {list(map(str, paths))}])"
+    )
     result = measured(sys.executable, "-c", code)
     if isinstance(result, str):
         sys.exit(f"The cells do not run in one plain process: {result}")
@@ -88,7 +90,7 @@ def suite(paths):
         tools = {
             "the cells, torch already imported": ((*alone, ""), ""),
             "the same, with import torch": ((*whole, ""), ""),
-            "make quick": (measured(*pytest, "-p", "tests.fast", *paths), "yes"),
+            "make quick": (measured(*pytest, "-p", "tests.tools.fast", *paths), "yes"),
             "make test: nbval -n 2": (measured(*pytest, *paths), "yes"),
             "nbval": (measured(*pytest, "-n", 0, *paths), "yes"),
             "nbmake": (measured(*pytest, "-c", os.devnull, "--nbmake", *paths, module="nbmake"), "no"),
@@ -114,7 +116,7 @@ def single(path):
 
 
 def main(names):
-    from tests.bench import show  # here, as it imports torch, which the bound times
+    from tests.tools.bench import show  # here, as it imports torch, which the bound times
 
     ctypes.CDLL(None).prctl(CHILD_SUBREAPER, 1)
     paths = [Path(name).resolve() for name in names] or lessons.paths()

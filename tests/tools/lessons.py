@@ -1,6 +1,6 @@
 """The lessons as documents: the one form in which they are saved, and the rules that nbval does not hold.
 
-``python -m tests.lessons [FILE ...]`` re-executes notebooks and writes them in that form (``make save``).
+``python -m tests.tools.lessons [FILE ...]`` re-executes notebooks and writes them in that form (``make save``).
 """
 
 import copy
@@ -18,7 +18,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat.v4.rwbase import rejoin_lines
 from nbval.plugin import comment_markers, metadata_tags
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 LONGEST, WIDEST = 12, 88
 """Lines of a code cell, and characters of a line: more is not seen at the width of a notebook."""
 METADATA = {
@@ -196,9 +196,9 @@ def _output_faults(output: dict, printed: str):
     if pictures and pictures != ["image/png"]:
         yield f"a picture as {pictures[0]}; show it as PNG"
     if pictures and (not words or words.startswith("<")):
-        yield "a figure without words of its own; show it by helpers.figures.show"
+        yield "a figure without words of its own; show it by helpers.lessons.figures.show"
     elif pictures and words not in printed:
-        yield "a figure whose words are not visible beside it; show it by helpers.figures.show"
+        yield "a figure whose words are not visible beside it; show it by helpers.lessons.figures.show"
     if output.get("metadata"):
         yield f"metadata that a save drops: {', '.join(output['metadata'])}"
     if output["output_type"] == "error" and output["traceback"] != [f"{output['ename']}: {output['evalue']}"]:

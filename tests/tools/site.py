@@ -13,7 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tests import lessons
+from tests.tools import lessons
 
 ROOT = lessons.FOLDER.parent
 SITE = ROOT / "build" / "site"

@@ -1,4 +1,4 @@
-"""What helpers costs, and what each way of freezing does: ``make bench``, or ``python -m tests.bench``.
+"""What helpers costs, and what each way of freezing does: ``make bench``, or ``python -m tests.tools.bench``.
 
 Times are CPU time on one thread, the least of several rounds in which the works take turns, so that other programs
 count little. The other libraries come with the extra ``bench``.

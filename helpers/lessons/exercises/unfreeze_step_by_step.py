@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from helpers import digits, freeze, saved_tensors
-from helpers.exercises import Lesson, NotYet, changed, facts, kind, raises, run, table
+from helpers import freeze, saved_tensors
+from helpers.lessons import digits
+from helpers.lessons.exercises import Lesson, NotYet, changed, facts, kind, raises, run, table
 
 lesson = Lesson()
 check, predict, progress = lesson.check, lesson.predict, lesson.progress

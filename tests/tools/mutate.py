@@ -1,9 +1,9 @@
 """Would the lessons notice? Delete or flip one statement of a lesson, run it, and see whether any output changes.
 
-``python -m tests.mutate [FILE ...]`` (``make mutate``) tries 100 mutants of each lesson, drawn by a fixed seed, and
-prints those that nothing noticed, with the reason that survivors.toml gives. It fails below 95, and for one without a
-reason. Each mutant runs in a fork of a process that has run the cells before it, so torch is imported once; that needs
-Linux or macOS.
+``python -m tests.tools.mutate [FILE ...]`` (``make mutate``) tries 100 mutants of each lesson, drawn by a fixed seed,
+and prints those that nothing noticed, with the reason that survivors.toml gives. It fails below 95, and for one without
+a reason. Each mutant runs in a fork of a process that has run the cells before it, so torch is imported once; that
+needs Linux or macOS.
 """
 
 import ast
@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests import lessons
+from tests.tools import lessons
 
 TRIED, NOTICED, SECONDS = 100, 0.95, 120
 REASONS = tomllib.loads(Path(__file__).with_name("survivors.toml").read_text("utf-8"))
@@ -162,7 +162,7 @@ def main(files: list[str]) -> int:
         reasons = REASONS.get(path.stem, {})
         print(f"{path.name}: {tried - len(unnoticed)} of {tried} noticed")
         for one in unnoticed:
-            print(f"    {one}\n        {reasons.get(one, 'NO REASON in tests/survivors.toml')}", flush=True)
+            print(f"    {one}\n        {reasons.get(one, 'NO REASON in tests/tools/survivors.toml')}", flush=True)
         bad |= tried - len(unnoticed) < NOTICED * tried or not reasons.keys() >= set(unnoticed)
     return bad
 

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from helpers import digits, freeze, watch
-from helpers.exercises import Lesson, NotYet, kind, raises, run, table
+from helpers import freeze, watch
+from helpers.lessons import digits
+from helpers.lessons.exercises import Lesson, NotYet, kind, raises, run, table
 
 lesson = Lesson()
 check, predict, progress = lesson.check, lesson.predict, lesson.progress

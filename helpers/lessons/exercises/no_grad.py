@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import graph, saved_tensors
-from helpers.exercises import RAISES, Lesson, NotYet, kind, raises, run, table
+from helpers.lessons.exercises import RAISES, Lesson, NotYet, kind, raises, run, table
 
 lesson = Lesson()
 check, predict, progress = lesson.check, lesson.predict, lesson.progress

@@ -3,7 +3,7 @@
 Each lesson has a module in tests/answers with an ``Answers``. A wrong answer carries the belief behind it, as its
 docstring, and a part of the sentence that it must be refused with.
 
-``python -m tests.exercises`` writes that page, notebooks/solutions/ANSWERS.md (``make save`` does it too).
+``python -m tests.tools.exercises`` writes that page, notebooks/solutions/ANSWERS.md (``make save`` does it too).
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tests.answers
-from tests import lessons
+from tests.tools import lessons
 
 PAGE = lessons.FOLDER / "solutions" / "ANSWERS.md"
 
@@ -73,7 +73,7 @@ def every() -> dict[str, Answers]:
 
 def told(lesson: str, exercise: str, given: Any) -> tuple[str, str]:
     """How the answer stands, and the sentence, as one line."""
-    check = importlib.import_module(f"helpers.exercises.{lesson}").check
+    check = importlib.import_module(f"helpers.lessons.exercises.{lesson}").check
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         check(exercise, given)

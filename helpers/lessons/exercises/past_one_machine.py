@@ -19,8 +19,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from helpers import freeze
-from helpers.exercises import RAISES, Lesson, NotYet, changed, facts, kind, run, scalar, table, taken
-from helpers.ranks import alone, ranks
+from helpers.lessons.exercises import RAISES, Lesson, NotYet, changed, facts, kind, run, scalar, table, taken
+from helpers.lessons.ranks import alone, ranks
 
 lesson = Lesson()
 check, predict, progress = lesson.check, lesson.predict, lesson.progress

@@ -1,8 +1,8 @@
 """The same outputs everywhere: every notebook and every test of helpers, on the versions and settings we promise.
 
-``python -m tests.matrix [WORDS]`` (``make matrix``) runs those whose name contains all the words, and prints one table.
-Environments are made in build/matrix, about 7 GB each, and used again until pyproject.toml changes. A row that fails or
-cannot be run says so, and the others go on. What pytest printed is in build/matrix, a file for each row.
+``python -m tests.tools.matrix [WORDS]`` (``make matrix``) runs those whose name contains all the words, and prints one
+table. Environments are made in build/matrix, about 7 GB each, and used again until pyproject.toml changes. A row that
+fails or cannot be run says so, and the others go on. What pytest printed is in build/matrix, a file for each row.
 """
 
 import os
@@ -14,7 +14,7 @@ import time
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 WANTED = [
     *PROJECT["dependencies"],

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from helpers.exercises import RAISES, Lesson, NotYet, kind, run, table, taken
+from helpers.lessons.exercises import RAISES, Lesson, NotYet, kind, run, table, taken
 
 lesson = Lesson()
 check, predict, progress = lesson.check, lesson.predict, lesson.progress

@@ -1,7 +1,7 @@
 """The same nbval with kernels forked from one process that already holds torch: ``make quick``.
 
-``pytest -p tests.fast`` collects, runs and compares as ever; only a kernel starts in another way. One fault can hide
-from it: a lesson that uses a submodule which ``MORE`` has imported, and does not import it itself. So the gate is
+``pytest -p tests.tools.fast`` collects, runs and compares as ever; only a kernel starts in another way. One fault can
+hide from it: a lesson that uses a submodule which ``MORE`` has imported, and does not import it itself. So the gate is
 ``make test``. Linux only: elsewhere a process that holds torch cannot be forked safely.
 """
 
@@ -30,7 +30,9 @@ ADDRESS = "KERNELS_FORKED_AT"
 def pytest_addoption(pluginmanager):
     """Start at pytest's first hook, so that torch is imported while pytest imports nbval."""
     if sys.platform != "linux":
-        raise pytest.UsageError("tests.fast forks a process that holds torch, which is safe on Linux only: make test")
+        raise pytest.UsageError(
+            "tests.tools.fast forks a process that holds torch, which is safe on Linux only: make test"
+        )
     pluginmanager.set_blocked("hypothesispytest")  # as in early.py, for folders of notebooks too
     if ADDRESS not in os.environ:  # set where xdist starts a worker: all of them share one process
         pluginmanager.register(Holder())
@@ -46,8 +48,8 @@ class Holder:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(os.environ[ADDRESS])
             listener.listen()
-            command = [sys.executable, "-Xfrozen_modules=off", "-m", "tests.fast"]
-            root = Path(__file__).parent.parent
+            command = [sys.executable, "-Xfrozen_modules=off", "-m", "tests.tools.fast"]
+            root = Path(__file__).parents[2]
             self.process = subprocess.Popen(command, stdin=listener, cwd=root, start_new_session=True)
 
     def pytest_configure(self, config):
@@ -71,7 +73,7 @@ def call(message):
 
 def pytest_configure():
     factory = KernelProvisionerFactory.instance(default_provisioner_name="forked")
-    factory.provisioners["forked"] = EntryPoint("forked", "tests.fast:Forked", factory.GROUP_NAME)
+    factory.provisioners["forked"] = EntryPoint("forked", "tests.tools.fast:Forked", factory.GROUP_NAME)
 
 
 class Forked(LocalProvisioner):
@@ -111,7 +113,9 @@ def hold(names):
     for name in names:
         import_module(name)
     if (threads := len(os.listdir("/proc/self/task"))) > 1:
-        sys.exit(f"tests.fast: {threads} threads after importing {', '.join(names)}; forking needs OMP_NUM_THREADS=1")
+        sys.exit(
+            f"tests.tools.fast: {threads} threads after importing {', '.join(names)}; forking needs OMP_NUM_THREADS=1"
+        )
     gc.collect()
     gc.freeze()  # what is never collected is not copied by each fork
 

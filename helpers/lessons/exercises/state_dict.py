@@ -8,7 +8,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from helpers.exercises import Lesson, NotAttempted, NotYet, kind, run, table
+from helpers.lessons.exercises import Lesson, NotAttempted, NotYet, kind, run, table
 
 lesson = Lesson()
 check, predict, progress = lesson.check, lesson.predict, lesson.progress
