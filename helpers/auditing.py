@@ -2,35 +2,52 @@
 
 import difflib
 import html
+import inspect
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import chain, groupby
+from types import CodeType
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers._frozen import frozen_modules
+from helpers.freezing import few, frozen_modules, frozen_parts, is_held, node_trains
 from helpers.report import check_module
+
+PAGES = ""
+"""Where the pages of the rules are, as ``https://.../rules/``; empty while the project has no address."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A mistake: its rule, the name of the parameter, module or attribute (``""`` is the model), and what to do."""
+    """A mistake: its rule, the name of the parameter, module or attribute (``""`` is the model), and what to do.
+
+    ``names`` has all of them, where a finding speaks of several.
+    """
 
     rule: str
     name: str
     message: str
     remedy: str
+    names: tuple[str, ...] = ()
+
+    @property
+    def page(self) -> str:
+        """The address of the rule's page, or its title on the site."""
+        return f"{PAGES}{self.rule}.html" if PAGES else f"Rule {self.rule}"
 
     def __str__(self) -> str:
-        return f"{self.rule}: {self.message}\n    {self.remedy}"
+        return f"{self.rule}: {self.message}\n    {self.remedy}\n    Page: {self.page}"
 
 
 class Findings(list[Finding]):
@@ -40,7 +57,8 @@ class Findings(list[Finding]):
         return "\n".join(map(str, self)) or "no findings"
 
     def _repr_html_(self) -> str:
-        rows = [("rule", "name", "message", "remedy"), *map(astuple, self)] if self else [("no findings",)]
+        head = ("rule", "name", "message", "remedy")
+        rows = [head, *((f.page, f.name, f.message, f.remedy) for f in self)] if self else [("no findings",)]
         cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
         return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
@@ -50,20 +68,29 @@ def audit(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = 
 
     >>> import torch
     >>> from torch import nn
-    >>> model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    >>> _ = model[:2].requires_grad_(False)
-    >>> audit(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    norm-statistics-drift: '1' is frozen but in train mode: it uses each batch's statistics, and its own drift.
-        Freeze it with helpers.freeze(), which keeps it in eval mode, or call its eval() after every model.train().
+    >>> model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), nn.Linear(4, 2))
+    >>> _ = model[0].requires_grad_(False)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> audit(model, optimizer)
+    frozen-part-in-train-mode: '0' is frozen but in train mode: 1 module in it moves its buffers ('0.1').
+        Freeze it with helpers.freeze(), which holds eval mode, or call its eval() after every model.train().
+        Page: Rule frozen-part-in-train-mode
 
     Gives a list, empty when all is well, in the order of `RULES` and within a rule in model order. Nothing is run or
     changed, and the model is walked over once, so the meta device will do. Each rule shows its mistake and its mend:
     ``help(helpers.auditing.RULES["stale-grad"])``. What only a run can show is for `watch`.
 
+    So a training script can be held to it, and what is on purpose left out:
+
+    >>> def on_purpose(finding):
+    ...     return finding.rule == "frozen-part-in-train-mode" and finding.name == "0"
+    >>> assert not (found := [f for f in audit(model, optimizer) if not on_purpose(f)]), found
+
     ``model`` is all that the optimizer trains: put several modules into one ``nn.ModuleList``, and several optimizers
     into a list. Without an optimizer its rules are skipped. Pass a model in DistributedDataParallel with its wrapper,
-    which knows what it synchronizes; names then begin with ``module.``, as in its state_dict. Raises TypeError when an
-    argument is something else.
+    which knows what it synchronizes; names then begin with ``module.``, as in its state_dict. A copy that is moved on
+    purpose, as an average of a student is, is not frozen in this sense: leave it out, or wrap it in torch's
+    ``AveragedModel``. Raises TypeError when an argument is something else.
     """
     check_module("audit", model)
     optimizers = optimizer if isinstance(optimizer, Sequence) else [] if optimizer is None else [optimizer]
@@ -72,7 +99,12 @@ def audit(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = 
             wanted = "the optimizer must be an optimizer (not its parameters) or a list of them"
             raise TypeError(f"audit(model, optimizer): {wanted}, not a {type(item).__name__}")
     case = _Case(model, optimizers)
-    return Findings(Finding(rule, *texts) for rule, find in RULES.items() for texts in find(case))
+    found = Findings()
+    for rule, find in RULES.items():
+        for names, message, remedy in find(case):
+            every = (names,) if isinstance(names, str) else names
+            found.append(Finding(rule, every[0], message, remedy, every))
+    return found
 
 
 class _Held(NamedTuple):
@@ -90,10 +122,19 @@ class _Case:
         self.parameters = dict(model.named_parameters())
         self.tensors = self.parameters | dict(model.named_buffers())
         self.registered = {id(item) for item in (*self.modules.values(), *self.tensors.values())}
-        frozen = frozen_modules(model)
-        trains = {id(part) for name, part in model.named_modules(remove_duplicate=False) if not frozen[name]}
-        # In train mode although frozen, and that under every name it has.
-        self.awake = {name: part for name, part in self.modules.items() if part.training and id(part) not in trains}
+        self.frozen = frozen_modules(model, around=is_held(model))
+        self.parts = frozen_parts(model, self.frozen)
+        # Frozen under every name that it has.
+        trains = {id(part) for name, part in model.named_modules(remove_duplicate=False) if not self.frozen[name]}
+        self.still = {name: part for name, part in self.modules.items() if id(part) not in trains}
+        # By topmost frozen part what is in it.
+        self.inside: dict[str, dict[str, nn.Module]] = {name: {} for name in self.parts}
+        part_of: dict[str, str | None] = {}
+        for name in self.modules:  # parents before what is in them
+            around = part_of[name.rpartition(".")[0]] if name else None
+            part_of[name] = part = name if name in self.parts else around
+            if part is not None and name in self.still:
+                self.inside[part][name] = self.still[name]
         self.held: dict[int, list[_Held]] = {}
         for optimizer in optimizers:
             for i, group in enumerate(optimizer.param_groups):
@@ -101,13 +142,114 @@ class _Case:
                 for j, tensor in enumerate(group["params"]):
                     name = names.get(j, f"param_groups[{i}]['params'][{j}]")
                     self.held.setdefault(id(tensor), []).append(_Held(name, tensor, group, optimizer))
+        # Whose turn it is not: all that it holds is frozen, and another optimizer has something to train.
+        everything = [held for several in self.held.values() for held in several]
+        at_work = {id(held.optimizer) for held in everything if held.tensor.requires_grad}
+        self.resting = {id(held.optimizer) for held in everything} - at_work if at_work else set()
+
+    def rests(self, part: nn.Module) -> bool:
+        """Whether all parameters of a part belong to optimizers whose turn it is not."""
+        held = [self.held.get(id(parameter), []) for parameter in part.parameters()]
+        return bool(held) and all(several and all(id(h.optimizer) in self.resting for h in several) for several in held)
+
+    def gradient_passes(self, part: str) -> bool:
+        """Whether the gradient has to pass through a frozen part, as far as the structure of the model tells it.
+
+        It does where inputs train; within a stack of blocks that hold adapters, from the first of them on; and beside
+        such a stack, if all its blocks hold some and the part is no stack itself, as embeddings are not.
+        """
+        around, order = part.rpartition(".")[0], self._order[part]
+        return self._only_inputs_train or any(
+            order > self._order[first]
+            if _is_in(part, stack)
+            else (whole and _is_in(stack, around) and not _stacks(self.inside[part]))
+            for stack, first, whole in self._adapted
+        )
+
+    def trains_before(self, part: str) -> bool:
+        """Whether something trainable comes before the part, in the order of the modules."""
+        order = self._order[part]
+        return any(
+            self._order[name] < order and any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+            for name, module in self.modules.items()
+        )
+
+    @cached_property
+    def _order(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.modules)}
+
+    @cached_property
+    def _flags(self) -> dict[str, list[bool]]:
+        """For each module which of its parameters train, in order."""
+        return {name: [p.requires_grad for p in module.parameters()] for name, module in self.modules.items()}
+
+    @cached_property
+    def _adapted(self) -> list[tuple[str, str, bool]]:
+        """The stacks in which like blocks are partly trainable: where, the first such block, and if it begins there."""
+        found = []
+        for (stack, _), blocks in _stacks(self.modules).items():
+            partly = [block for block in blocks if len(set(self._flags[block])) == 2]
+            if len(partly) > 2 or (len(partly) == 2 and all(map(self._is_adapted, partly))):
+                found.append((stack, partly[0], partly[0] == blocks[0]))
+        return found
+
+    def _is_adapted(self, block: str) -> bool:
+        """Whether frozen and trainable take turns in it, or it is one frozen layer with something trainable."""
+        runs = sum(1 for _ in groupby(self._flags[block]))
+        inside = [name for name in self.modules if name == block or _is_in(name, block)]
+        frozen = [self.modules[n] for n in inside[1:] if not any(p.requires_grad for p in self.modules[n].parameters())]
+        return runs > 2 or not any(any(True for _ in module.children()) for module in frozen)
+
+    @cached_property
+    def _only_inputs_train(self) -> bool:
+        """Whether, but for one head, all that trains are embeddings or bare Parameters, as in prompt tuning."""
+        inputs = others = 0
+        for name, module in self.modules.items():
+            flags, around = self._flags[name], self._flags[name.rpartition(".")[0]]
+            own = [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
+            if all(flags) and flags and not (name and all(around)):  # the topmost that trains as a whole
+                if re.search("prompt|prefix", name) or all(map(_is_input, module.modules())):
+                    inputs += 1
+                else:
+                    others += 1
+            elif own and not all(flags):
+                if any(True for _ in module.children()) or isinstance(module, nn.ParameterList | nn.ParameterDict):
+                    inputs += 1
+                else:
+                    others += 1
+        return inputs > 0 and others <= 1
 
 
-_Texts = Iterator[tuple[str, str, str]]  # name, message, remedy
+_Texts = Iterator[tuple[str | tuple[str, ...], str, str]]  # name or names, message, remedy
 
 
 def _shown(name: str) -> str:
     return repr(name) if name else "the model"
+
+
+def _few(names: Iterable[str], most: int = 3) -> str:
+    return few(map(_shown, names), most)
+
+
+def _stacks(modules: dict[str, nn.Module]) -> dict[tuple[str, type], list[str]]:
+    """By the module around them and their class, the names of like modules that are more than a layer."""
+    found: dict[tuple[str, type], list[str]] = {}
+    for name, module in modules.items():
+        if name and any(True for _ in module.children()):
+            found.setdefault((name.rpartition(".")[0], type(module)), []).append(name)
+    return {key: names for key, names in found.items() if len(names) > 1}
+
+
+def _is_input(module: nn.Module) -> bool:
+    """Whether its own parameters are an embedding's, or bare: of no layer of torch, and no vectors as norms have."""
+    own = list(module.parameters(recurse=False))
+    listed = isinstance(module, nn.Embedding | nn.EmbeddingBag | nn.ParameterList | nn.ParameterDict)
+    torchs = type(module).__module__.startswith("torch.nn.modules.")
+    return not own or listed or (not torchs and all(parameter.ndim > 1 for parameter in own))
+
+
+def _is_in(name: str, part: str) -> bool:
+    return name.startswith(f"{part}.") if part else bool(name)
 
 
 def orphan_in_optimizer(case: _Case) -> _Texts:
@@ -119,6 +261,7 @@ def orphan_in_optimizer(case: _Case) -> _Texts:
     >>> audit(model, optimizer)
     orphan-in-optimizer: the optimizer holds '1.weight', which is not, or no longer, a parameter of the model.
         Build the optimizer after replacing layers. If it trains two modules, audit nn.ModuleList([one, other]).
+        Page: Rule orphan-in-optimizer
     >>> audit(model, torch.optim.SGD(model.named_parameters(), lr=0.1))
     no findings
     """
@@ -137,12 +280,17 @@ def trainable_in_no_optimizer(case: _Case) -> _Texts:
     >>> audit(model, optimizer)
     trainable-in-no-optimizer: '0.weight' is trainable but in no optimizer: backward computes its gradient for nothing.
         Build the optimizer after replacing and unfreezing layers, or freeze the parameter.
+        Page: Rule trainable-in-no-optimizer
     >>> optimizer.add_param_group({"params": model[0].parameters()})
     >>> audit(model, optimizer)
     no findings
     """
     remedy = "Build the optimizer after replacing and unfreezing layers, or freeze the parameter."
+    averages = [module for module in case.modules.values() if isinstance(module, AveragedModel)]
+    averaged = {id(parameter) for module in averages for parameter in module.parameters()}
     for name, parameter in case.parameters.items():
+        if id(parameter) in averaged:
+            continue
         if case.held and parameter.requires_grad and id(parameter) not in case.held:
             message = f"{name!r} is trainable but in no optimizer: backward computes its gradient for nothing."
             yield name, message, remedy
@@ -157,6 +305,7 @@ def held_twice(case: _Case) -> _Texts:
     >>> audit(model, optimizer)
     held-twice: one optimizer holds 'bias' more than once: a step moves it as often.
         Build the optimizer from model.parameters(), which gives every parameter once.
+        Page: Rule held-twice
     >>> audit(model, torch.optim.SGD(model.parameters(), lr=0.1))
     no findings
     """
@@ -168,36 +317,42 @@ def held_twice(case: _Case) -> _Texts:
 
 
 def nothing_trainable(case: _Case) -> _Texts:
-    """There is an optimizer and nothing to train.
+    """There is an optimizer, and all that the optimizers hold is frozen.
 
     >>> model = nn.Linear(2, 1).requires_grad_(False)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> audit(model, optimizer)
-    nothing-trainable: nothing in the model and the optimizer requires a gradient: backward() will raise.
-        Unfreeze what is to be trained, such as the head, with requires_grad_(True).
+    nothing-trainable: all that the optimizer holds is frozen: it moves nothing, or what has an old gradient.
+        Unfreeze what is to be trained, such as the head, with requires_grad_(True), and give it to the optimizer.
+        Page: Rule nothing-trainable
     >>> _ = model.requires_grad_(True)
     >>> audit(model, optimizer)
     no findings
     """
-    tensors = [*case.parameters.values(), *(first.tensor for first, *_ in case.held.values())]
-    if case.held and not any(tensor.requires_grad for tensor in tensors):
-        message = "nothing in the model and the optimizer requires a gradient: backward() will raise."
-        yield "", message, "Unfreeze what is to be trained, such as the head, with requires_grad_(True)."
+    if case.held and not any(first.tensor.requires_grad for first, *_ in case.held.values()):
+        message = "all that the optimizer holds is frozen: it moves nothing, or what has an old gradient."
+        remedy = (
+            "Unfreeze what is to be trained, such as the head, with requires_grad_(True), and give it to the optimizer."
+        )
+        yield "", message, remedy
 
 
 def stale_grad(case: _Case) -> _Texts:
     """A frozen parameter has a gradient from before: an optimizer skips what has no ``.grad``, whatever its flag.
 
     Zeros count when weight decay or momentum moves the parameter all the same
-    (https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.zero_grad.html).
+    (https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.zero_grad.html). Of optimizers that are not
+    torch's it is not known, so zeros count there when there is any state. An optimizer whose parameters are all frozen
+    while another trains something, as in the turns of a GAN, does not step, and is no finding.
 
     >>> model = nn.Linear(2, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> model(torch.ones(1, 2)).sum().backward()
     >>> _ = model.weight.requires_grad_(False)
     >>> audit(model, optimizer)
-    stale-grad: 'weight' is frozen but has an old gradient: the next step moves it.
+    stale-grad: 'weight' is frozen but has an old gradient: if this optimizer steps before zero_grad, it moves.
         Freeze with helpers.freeze(), which removes it, or call optimizer.zero_grad() (not with set_to_none=False).
+        Page: Rule stale-grad
     >>> optimizer.zero_grad()
     >>> audit(model, optimizer)
     no findings
@@ -206,73 +361,280 @@ def stale_grad(case: _Case) -> _Texts:
         "Freeze with helpers.freeze(), which removes it, or call optimizer.zero_grad() (not with set_to_none=False)."
     )
     for name, parameter in case.parameters.items():
-        if not parameter.requires_grad and any(map(_moves, case.held.get(id(parameter), ()))):
-            yield name, f"{name!r} is frozen but has an old gradient: the next step moves it.", remedy
+        if not parameter.requires_grad and parameter.grad is not None:
+            holders = [held for held in case.held.get(id(parameter), ()) if id(held.optimizer) not in case.resting]
+            if moving := list(filter(_moves, holders)):
+                moves = "moves" if any(map(_is_torchs, moving)) else "may move"
+                message = (
+                    f"{name!r} is frozen but has an old gradient: if this optimizer steps before zero_grad, it {moves}."
+                )
+                yield name, message, remedy
+
+
+def _is_torchs(held: _Held) -> bool:
+    return f"{type(held.optimizer).__module__}.".startswith("torch.optim.")
 
 
 def _moves(held: _Held) -> bool:
-    """Whether the next step moves a parameter that gets no new gradient."""
-    if held.tensor.grad is None or held.group.get("lr") == 0:
+    """Whether the next step moves a parameter that gets no new gradient, or may move it."""
+    if held.group.get("lr") == 0:
         return False
-    state = getattr(held.optimizer, "state", {}).get(held.tensor, {})
+    state = _state(held)
     pushes = (held.tensor.grad, state.get("momentum_buffer"), state.get("exp_avg"))
-    # ASGD decays by lambd. On the meta device there are no values to look at.
+    # ASGD decays by lambd.
     decays = bool(held.group.get("weight_decay") or held.group.get("lambd"))
-    return decays or any(push is not None and (push.is_meta or bool(push.any())) for push in pushes)
+    return decays or any(map(_pushes, pushes)) or bool(state and not _is_torchs(held))
 
 
-def norm_statistics_drift(case: _Case) -> _Texts:
-    """A frozen norm layer is in train mode: its buffers change in every forward, under ``no_grad`` too.
+def _state(held: _Held) -> dict[str, Any]:
+    """What the optimizer remembers of a parameter, or the one that it wraps."""
+    wrapped = (
+        getattr(held.optimizer, name, None) for name in ("_base_optimizer", "base_optimizer", "optimizer", "optim")
+    )
+    for optimizer in (held.optimizer, *wrapped):
+        if found := getattr(optimizer, "state", {}).get(held.tensor):
+            return found
+    return {}
 
-    With ``momentum=0`` the mean and variance stay as they are, but unused: the output still depends on the batch
-    (https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html).
+
+def _pushes(tensor: Any) -> bool:
+    """Whether it has a number that is not zero. What cannot be looked at, as on the meta device, may have one."""
+    try:
+        return tensor is not None and (tensor.is_meta or bool(tensor.any()))
+    except (RuntimeError, TypeError, AttributeError):
+        return True
+
+
+def frozen_part_in_train_mode(case: _Case) -> _Texts:
+    """A frozen part is in train mode, and something in it moves in forward or draws at random.
+
+    In train mode norm layers with running statistics, spectral norm and codebooks move their buffers in every forward,
+    under ``no_grad`` too (https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html), and dropout in all
+    its forms makes equal inputs give different outputs. Eval mode of the whole part switches off both; of one Dropout
+    it may not be enough, because attention reads its probability and asks the mode of the module around it.
+
+    What moves is recognized by buffers in the state_dict of a class whose code reads ``self.training``, and by spectral
+    norm's hook; what draws by torch's classes, and by a number in (0, 1] with ``drop`` or ``jitter`` in its name or the
+    name of its class. What moves is always named. What only draws is not named where the gradient has to pass through
+    it to reach something trainable: where a frozen layer stands beside trainable adapters in its block, and where (but
+    for one head) only embeddings or bare Parameters train, as in prompt tuning. There dropout is part of the recipe.
+    Nothing is named of a part whose optimizer holds only what is frozen while another has something to train, as in
+    the turns of a GAN.
 
     >>> from helpers.freezing import freeze
-    >>> model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
-    >>> _ = model[0].requires_grad_(False)
+    >>> body = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).requires_grad_(False)
+    >>> model = nn.Sequential(body, nn.Dropout(0.5), nn.Linear(2, 1))
     >>> audit(model)
-    norm-statistics-drift: '0' is frozen but in train mode: it uses each batch's statistics, and its own drift.
-        Freeze it with helpers.freeze(), which keeps it in eval mode, or call its eval() after every model.train().
+    frozen-part-in-train-mode: '0' is frozen but in train mode: 1 module draws at random ('0.1').
+        Freeze it with helpers.freeze(), which holds eval mode, or call its eval() after every model.train().
+        Page: Rule frozen-part-in-train-mode
     >>> _ = freeze(model, "0.*")
     >>> audit(model.train())
     no findings
     """
-    remedy = (
-        "Freeze it with helpers.freeze(), which keeps it in eval mode, or call its eval() after every model.train()."
+    awake = []
+    for name, part in case.parts.items():
+        # What was traced computes as the trace says, whatever its mode.
+        traced = torch.fx.GraphModule
+        training = {n: m for n, m in case.inside[name].items() if m.training or isinstance(m, traced)}
+        moving = [inner for inner, module in training.items() if _moves_buffers(module)]
+        drawing = [inner for inner, module in training.items() if _draws(module)]
+        if (moving or drawing) and not case.rests(part) and (moving or not case.gradient_passes(name)):
+            kind = name.rpartition(".")[0], type(part), bool(moving), bool(drawing), is_held(part)
+            awake.append((kind, name, moving, drawing))
+    for kind, group in groupby(awake, key=lambda found: found[0]):  # neighbours that are alike
+        _, names, moves, draws = zip(*group, strict=True)
+        yield _awake(names, [*chain(*moves)], [*chain(*draws)], assigned=kind[-1])
+
+
+def _awake(names: tuple[str, ...], moving: list[str], drawing: list[str], assigned: bool) -> tuple[Any, str, str]:
+    one = len(names) == 1
+    does = [
+        f"{len(inner):,} {single if len(inner) == 1 else several} ({_few(inner, 2)})"
+        for inner, single, several in (
+            (moving, "module in it moves its buffers", "modules move their buffers"),
+            (drawing, "module draws at random", "modules draw at random"),
+        )
+        if inner
+    ]
+    message = f"{_few(names)} {'is' if one else 'are'} frozen but in train mode: {', '.join(does)}."
+    call = f"call {'its eval()' if one else 'eval() on each'}"
+    if assigned:
+        return names, message, f"Something assigned to .training, against which freeze() cannot hold: {call}."
+    hold = f"Freeze {'it' if one else 'them'} with helpers.freeze(), which holds eval mode"
+    return names, message, f"{hold}, or {call} after every model.train()."
+
+
+def _moves_buffers(module: nn.Module) -> bool:
+    """Whether forward writes to buffers in the state_dict, as far as that can be told without a run."""
+    if isinstance(module, torch.fx.GraphModule):
+        return any(map(node_trains, module.graph.nodes))
+    if any(type(hook).__name__ == "SpectralNorm" for hook in module._forward_pre_hooks.values()):
+        return True
+    kept = set(module._buffers.keys()) - getattr(module, "_non_persistent_buffers_set", set())
+    floats = [name for name in kept if (b := module._buffers[name]) is not None and b.dtype.is_floating_point]
+    return bool(floats) and (isinstance(module, torch.jit.ScriptModule) or "training" in _names_in(module))
+
+
+def _names_in(module: nn.Module) -> frozenset[str]:
+    """The names that the code of its class uses, up to nn.Module's own."""
+    return _names_in_class(type(module))  # type: ignore[arg-type]
+
+
+@cache
+def _names_in_class(kind: type) -> frozenset[str]:
+    codes: list[CodeType] = []
+    for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        for member in vars(base).values():
+            function = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
+            if isinstance(code := getattr(inspect.unwrap(function), "__code__", None), CodeType):
+                codes.append(code)
+    for code in codes:  # grows
+        codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+    return frozenset(name for code in codes for name in code.co_names)
+
+
+def _draws(module: nn.Module) -> bool:
+    """Whether it drops or jitters at random in train mode, as far as torch's classes or a number tell it."""
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.RNNBase) and module.num_layers == 1:
+        return False
+    drops = re.search("drop|stochasticdepth", type(module).__name__.lower())
+    return isinstance(module, nn.RReLU) or any(
+        isinstance(value, float) and 0 < value <= 1 and (drops or "drop" in name or "jitter" in name)
+        for name, value in vars(module).items()
     )
-    for name, layer in case.awake.items():
-        if isinstance(layer, _NormBase) and layer.running_mean is not None:
-            message = f"{_shown(name)} is frozen but in train mode: it uses each batch's statistics, and its own drift."
-            yield name, message, remedy
 
 
-def dropout_in_frozen_part(case: _Case) -> _Texts:
-    """Dropout, that of attention and RNNs too, makes frozen features random.
+def batch_statistics_in_frozen_part(case: _Case) -> _Texts:
+    """A frozen BatchNorm has no running statistics: in eval mode too it uses those of the batch
+    (https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html).
 
-    StochasticDepth and DropPath do as well, but published recipes for fine-tuning keep them on, so they are no finding.
-    `cache_features` refuses them.
+    InstanceNorm uses those of each example, which is no finding.
 
-    >>> backbone = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).requires_grad_(False)
-    >>> model = nn.Sequential(backbone, nn.Dropout(0.5), nn.Linear(2, 1))
+    >>> model = nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False).requires_grad_(False), nn.Linear(2, 1))
     >>> audit(model)
-    dropout-in-frozen-part: '0.1' drops at random (p=0.5) in a frozen part: equal inputs get different features.
-        Call its eval() after every model.train(), or override train() of the part.
-    >>> _ = backbone.eval()
+    batch-statistics-in-frozen-part: '0' has no running statistics: what it gives for an example depends on the batch.
+        No mode helps. Make it with track_running_stats=True, as it was when it was trained, or unfreeze it.
+        Page: Rule batch-statistics-in-frozen-part
+    >>> model[0] = nn.BatchNorm1d(2).eval().requires_grad_(False)
     >>> audit(model)
     no findings
     """
-    remedy = "Call its eval() after every model.train(), or override train() of the part."
-    for name, layer in case.awake.items():
-        if p := _dropout(layer):
-            message = f"{name!r} drops at random (p={p}) in a frozen part: equal inputs get different features."
-            yield name, message, remedy
+    names = [n for n, norm in case.still.items() if isinstance(norm, _BatchNorm) and norm.running_mean is None]
+    if names:
+        have = "has" if len(names) == 1 else "have"
+        message = f"{_few(names)} {have} no running statistics: what it gives for an example depends on the batch."
+        remedy = "No mode helps. Make it with track_running_stats=True, as it was when it was trained, or unfreeze it."
+        yield tuple(names), message, remedy
 
 
-def _dropout(layer: Any) -> float:
-    if isinstance(layer, _DropoutNd):
-        return layer.p
-    inside = isinstance(layer, nn.MultiheadAttention) or (isinstance(layer, nn.RNNBase) and layer.num_layers > 1)
-    return layer.dropout if inside else 0.0
+def observer_in_frozen_part(case: _Case) -> _Texts:
+    """An observer or FakeQuantize in a frozen part moves its range in every forward, in eval mode too
+    (https://docs.pytorch.org/docs/stable/generated/torch.ao.quantization.observer.MinMaxObserver.html).
+
+    >>> from torch.ao.quantization import FakeQuantize, disable_observer
+    >>> model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), FakeQuantize()).requires_grad_(False), nn.Linear(2, 1))
+    >>> audit(model.eval())
+    observer-in-frozen-part: '0.1' observes what passes and moves its buffers, in eval mode too.
+        Call torch.ao.quantization.disable_observer on each, or put no observers into what is frozen.
+        Page: Rule observer-in-frozen-part
+    >>> _ = model.apply(disable_observer)
+    >>> audit(model.eval())
+    no findings
+    """
+    names = []
+    for name, module in case.still.items():
+        # The observer in a FakeQuantize works when that one says so.
+        around = case.modules[name.rpartition(".")[0]]
+        if _is_a(module, "FakeQuantizeBase"):
+            works = _pushes(getattr(module, "observer_enabled", None))
+        else:
+            works = _is_a(module, "ObserverBase") and not _is_a(around, "FakeQuantizeBase")
+        if works and any(True for _ in module.buffers()):
+            names.append(name)
+    if names:
+        one = len(names) == 1
+        message = (
+            f"{_few(names)} {'observes what passes and moves its' if one else 'observe what passes and move their'} "
+        )
+        remedy = "Call torch.ao.quantization.disable_observer on each, or put no observers into what is frozen."
+        yield tuple(names), f"{message}buffers, in eval mode too.", remedy
+
+
+def _is_a(module: nn.Module, kind: str) -> bool:
+    """By the name of the class: importing torch's quantization takes long."""
+    return any(base.__name__ == kind for base in type(module).__mro__)
+
+
+def held_but_trainable(case: _Case) -> _Texts:
+    """A norm layer trains again, but `freeze` has held it in eval mode, and nothing has looked since.
+
+    >>> from helpers.freezing import freeze, unfreeze
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    >>> _ = freeze(model)
+    >>> _ = model.requires_grad_(True)
+    >>> audit(model)
+    held-but-trainable: '1' trains, but is still held in eval mode, as helpers.freeze() left it.
+        Call model.train(), which looks at what is frozen, or undo with helpers.unfreeze() instead of the flags.
+        Page: Rule held-but-trainable
+    >>> audit(model.train())
+    no findings
+    """
+    names = [
+        name
+        for name, norm in case.modules.items()
+        if not case.frozen[name] and is_held(norm) and not norm.training and vars(norm)["train"].wanted()
+        if isinstance(norm, _NormBase) and any(parameter.requires_grad for parameter in norm.parameters())
+    ]
+    if names:
+        train, be = ("trains", "is") if len(names) == 1 else ("train", "are")
+        message = f"{_few(names)} {train}, but {be} still held in eval mode, as helpers.freeze() left it."
+        remedy = (
+            "Call model.train(), which looks at what is frozen, or undo with helpers.unfreeze() instead of the flags."
+        )
+        yield tuple(names), message, remedy
+
+
+def off_in_eval_mode(case: _Case) -> _Texts:
+    """A gradient must pass through a part held in eval mode, in which something it needs is switched off.
+
+    That is a library's activation checkpointing (it recomputes in train mode only, so more is kept in memory),
+    the backward of RNNs by cuDNN, which raises, and auxiliary outputs. Whether a gradient passes is taken from the
+    order of the modules: when something trainable comes before the part.
+
+    >>> from helpers.freezing import freeze, unfreeze
+    >>> base = nn.Sequential(nn.Linear(2, 2))
+    >>> base.gradient_checkpointing = True  # as transformers marks its blocks
+    >>> model = nn.Sequential(nn.Linear(2, 2), base, nn.Linear(2, 1))
+    >>> _ = freeze(model, "1.*")
+    >>> audit(model)
+    off-in-eval-mode: '1' is held in eval mode, which switches off its activation checkpointing.
+        Where it is needed, use helpers.freeze(..., hold=False), and see what moves then with helpers.watch().
+        Page: Rule off-in-eval-mode
+    >>> _ = unfreeze(model), freeze(model, "1.*", hold=False)
+    >>> audit(model.train())
+    no findings
+    """
+    remedy = "Where it is needed, use helpers.freeze(..., hold=False), and see what moves then with helpers.watch()."
+    for name, part in case.parts.items():
+        if is_held(part) and not part.training and case.trains_before(name):
+            inside = case.inside[name].values()
+            off = [what for what, is_on in _SWITCHED_OFF.items() if any(map(is_on, inside))]
+            if off:
+                yield (
+                    name,
+                    f"{_shown(name)} is held in eval mode, which switches off its {' and its '.join(off)}.",
+                    remedy,
+                )
+
+
+_SWITCHED_OFF = {
+    "activation checkpointing": lambda module: vars(module).get("gradient_checkpointing") is True,
+    "backward by cuDNN": lambda module: isinstance(module, nn.RNNBase) and any(p.is_cuda for p in module.parameters()),
+    "auxiliary outputs": lambda module: vars(module).get("aux_logits") is True,
+}
 
 
 def flag_on_module(case: _Case) -> _Texts:
@@ -283,6 +645,7 @@ def flag_on_module(case: _Case) -> _Texts:
     >>> audit(model)
     flag-on-module: requires_grad = False on '0' is a new attribute without effect.
         Call requires_grad_(False), with the underscore at the end.
+        Page: Rule flag-on-module
     >>> _ = model[0].requires_grad_(False)
     >>> audit(model)
     no findings
@@ -297,24 +660,32 @@ def flag_on_module(case: _Case) -> _Texts:
 def misspelt_flag(case: _Case) -> _Texts:
     """A misspelled ``requires_grad`` makes a new attribute of the parameter or module, which nothing reads.
 
+    What begins with an underscore, or is named in the code of the class, is the class's own.
+
     >>> model = nn.Linear(2, 1, bias=False)
     >>> model.weight.require_grad = False
     >>> audit(model)
     misspelt-flag: require_grad = False on 'weight' is a new attribute without effect.
         Call requires_grad_(False): modules have it too, and a misspelled method raises.
+        Page: Rule misspelt-flag
     >>> model.weight.requires_grad = False
     >>> audit(model)
     no findings
     """
     for name, owner in (*case.modules.items(), *case.parameters.items()):
         for attribute, value in vars(owner).items():
-            if _resembles_flag(attribute) and _contradicts(value, owner):
+            if _resembles_flag(attribute) and _contradicts(value, owner) and not _is_of_class(attribute, owner):
                 message = f"{attribute} = {value} on {_shown(name)} is a new attribute without effect."
                 yield (
                     name,
                     message,
                     f"Call requires_grad_({value}): modules have it too, and a misspelled method raises.",
                 )
+
+
+def _is_of_class(attribute: str, owner: nn.Module | nn.Parameter) -> bool:
+    own = attribute.startswith("_")
+    return own or (isinstance(owner, nn.Module) and attribute in _names_in(owner))
 
 
 @cache
@@ -339,8 +710,10 @@ def unregistered(case: _Case) -> _Texts:
     >>> audit(model)
     unregistered: 'blocks' is trainable but not registered: parameters(), state_dict() and to() pass it by.
         Use nn.ModuleList, nn.ParameterDict or the like instead of a list or dict.
+        Page: Rule unregistered
     unregistered: 'shift' is trainable but not registered: parameters(), state_dict() and to() pass it by.
         Assign an nn.Parameter made last: nn.Parameter(value.to(...)), not nn.Parameter(value).to(...).
+        Page: Rule unregistered
     >>> model.blocks = nn.ModuleList(model.blocks)
     >>> model.shift = nn.Parameter(torch.ones(1).to(torch.float64))
     >>> audit(model)
@@ -397,6 +770,7 @@ def tied_weights_split(case: _Case) -> _Texts:
     >>> audit(model)
     tied-weights-split: '0.weight' and '1.weight' share their memory, but are two parameters with a step for each.
         Tie them again, one.weight = other.weight, and build the optimizer after it.
+        Page: Rule tied-weights-split
     >>> model[1].weight = model[0].weight
     >>> audit(model)
     no findings
@@ -414,7 +788,7 @@ def _memory(tensor: torch.Tensor) -> object:
     """Where the values are; sparse and lazy tensors cannot tell."""
     try:
         return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel()
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, NotImplementedError, AttributeError):
         return id(tensor)
 
 
@@ -427,6 +801,7 @@ def inference_tensor(case: _Case) -> _Texts:
     >>> audit(model)
     inference-tensor: 'weight' is an inference tensor: it can neither be trained nor changed outside inference_mode.
         Build and load the model outside inference_mode, or assign a clone() made outside.
+        Page: Rule inference-tensor
     >>> model.weight = nn.Parameter(model.weight.clone())
     >>> audit(model)
     no findings
@@ -456,11 +831,13 @@ def changed_after_wrapping(case: _Case) -> _Texts:
     >>> audit(ddp)
     changed-after-wrapping: 'module.0.weight' is trainable, but DistributedDataParallel does not synchronize it.
         Change flags and layers before wrapping. Now wrap again: ddp = DistributedDataParallel(ddp.module).
+        Page: Rule changed-after-wrapping
     >>> ddp = DistributedDataParallel(ddp.module)
     >>> _ = model[0].requires_grad_(False)
     >>> audit(ddp)
     changed-after-wrapping: 'module.0.weight' is frozen, but DistributedDataParallel waits for its gradient.
         Change flags and layers before wrapping. Now wrap again: ddp = DistributedDataParallel(ddp.module).
+        Page: Rule changed-after-wrapping
     >>> ddp = DistributedDataParallel(ddp.module)
     >>> dist.destroy_process_group()
     >>> audit(ddp)
@@ -504,6 +881,42 @@ class _OnMeta(TorchDispatchMode):
         return func(*args, **(kwargs or {}) | {"device": "meta"})
 
 
+def flag_on_gathered_parameter(case: _Case) -> _Texts:
+    """A flag was set while FSDP2 holds the whole parameter: the sharded one does not know of it, and comes back
+    (https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html).
+
+    That is so for the parameters of the root after a forward pass under ``no_grad``.
+
+    >>> import torch.distributed as dist
+    >>> from torch.distributed.device_mesh import init_device_mesh
+    >>> from torch.distributed.fsdp import fully_shard
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> model = fully_shard(nn.Linear(2, 1, bias=False), mesh=init_device_mesh("cpu", (1,)))
+    >>> with torch.no_grad():
+    ...     _ = model(torch.ones(1, 2))
+    >>> _ = model.requires_grad_(False)
+    >>> audit(model)
+    flag-on-gathered-parameter: requires_grad = False on 'weight' will be forgotten: FSDP has gathered the parameter.
+        Call model.reshard(), and then set the flag.
+        Page: Rule flag-on-gathered-parameter
+    >>> _ = model.reshard(), model.requires_grad_(False)
+    >>> dist.destroy_process_group()
+    >>> audit(model)
+    no findings
+    """
+    groups = [
+        getattr(module._get_fsdp_state(), "_fsdp_param_group", None)  # torch has no public way to get at it
+        for module in case.modules.values()
+        if hasattr(module, "_get_fsdp_state")
+    ]
+    sharded = {id(getattr(p, "_unsharded_param", None)): p.sharded_param for g in groups if g for p in g.fsdp_params}
+    for name, parameter in case.parameters.items():
+        if id(parameter) in sharded and sharded[id(parameter)].requires_grad != parameter.requires_grad:
+            flag = f"requires_grad = {parameter.requires_grad} on {name!r}"
+            message = f"{flag} will be forgotten: FSDP has gathered the parameter."
+            yield name, message, "Call model.reshard(), and then set the flag."
+
+
 RULES = {
     rule.__name__.replace("_", "-"): rule
     for rule in (
@@ -512,13 +925,17 @@ RULES = {
         held_twice,
         nothing_trainable,
         stale_grad,
-        norm_statistics_drift,
-        dropout_in_frozen_part,
+        frozen_part_in_train_mode,
+        batch_statistics_in_frozen_part,
+        observer_in_frozen_part,
+        held_but_trainable,
+        off_in_eval_mode,
         flag_on_module,
         misspelt_flag,
         unregistered,
         tied_weights_split,
         inference_tensor,
         changed_after_wrapping,
+        flag_on_gathered_parameter,
     )
 }

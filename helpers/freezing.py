@@ -1,71 +1,165 @@
-"""Freeze parameters together with the running statistics of their norm layers, and undo exactly that."""
+"""Freeze parts of a model, so that they neither move nor draw at random, and undo exactly that."""
 
 import difflib
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from fnmatch import fnmatchcase
+from typing import Any
+from weakref import WeakSet
 
+import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from helpers._frozen import all_deciding, frozen_modules
 from helpers.report import check_module
 
 
-def freeze(module: nn.Module, *patterns: str, norm_stats: bool = True) -> list[str]:
-    """Freeze the parameters whose names match, and the running statistics of the norm layers that are frozen by it.
+def frozen_modules(model: nn.Module, around: bool = False, chosen: Iterable[int] = ()) -> dict[str, bool]:
+    """The qualified name of every module of ``model`` (``""`` is the model) and whether it counts as frozen.
 
-    A pattern is a case-sensitive glob on the names of ``module.named_parameters()``; ``*`` also matches dots. Without a
-    pattern everything is frozen. Returns the names in model order. Tied weights are one parameter: all its names are
-    returned, also if only one matched.
+    The one definition that freeze, watch and audit share: a module counts as frozen when there are parameters in it
+    and all of them are frozen (or among the ids ``chosen``); one without any follows the module around it, and the
+    model itself ``around``. Shared modules appear under every name.
 
     >>> from torch import nn
-    >>> net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
-    >>> freeze(net, "0.*", "1.*")
-    ['0.weight', '0.bias', '1.weight', '1.bias']
-    >>> [layer.training for layer in net.train()]
-    [True, False, True]
+    >>> frozen_modules(nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.BatchNorm1d(2, affine=False)))
+    {'': True, '0': True, '1': True}
+    """
+    known: dict[nn.Module, bool | None] = {}
+    frozen: dict[str, bool] = {}
+    for name, module in model.named_modules(remove_duplicate=False):  # parents before what is in them
+        own = _all_frozen(module, known, chosen)
+        if own is None:
+            own = frozen[name.rpartition(".")[0]] if name else around
+            own = own or (is_held(module) and vars(module)["train"].alone)
+        frozen[name] = own
+    return frozen
 
-    A frozen BatchNorm or InstanceNorm stays in eval mode, also after ``module.train()``: in train mode it would update
-    its running statistics whatever the flags (https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html).
-    Without own parameters (``affine=False``) it counts as frozen when all parameters of the nearest module around it
-    are. ``norm_stats=False`` sets flags only. No other mode changes: dropout and stochastic depth in a frozen
-    part stay random in train mode (`audit` reports the first, `cache_features` refuses both).
+
+def frozen_parts(model: nn.Module, frozen: dict[str, bool]) -> dict[str, nn.Module]:
+    """The topmost of the modules that are ``frozen``, each once, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if frozen[name] and not (name and frozen[name.rpartition(".")[0]])
+    }
+
+
+def is_held(module: nn.Module) -> bool:
+    """Whether `freeze` looks after the mode of ``module``."""
+    return isinstance(vars(module).get("train"), _Hold)
+
+
+def held_parts(model: nn.Module) -> list[str]:
+    """The names of the topmost modules that `freeze` holds in eval mode now."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    frozen = frozen_modules(model, around=is_held(model))
+    return list(frozen_parts(model, {name: frozen[name] and is_held(part) for name, part in modules.items()}))
+
+
+def _all_frozen(module: nn.Module, known: dict[nn.Module, bool | None], chosen: Iterable[int] = ()) -> bool | None:
+    """Whether all parameters in ``module`` are frozen; None when there are none. ``known`` is what was found so far."""
+    if module not in known:
+        own = module.parameters(recurse=False)
+        found: list[bool | None] = [not p.requires_grad or id(p) in chosen for p in own]
+        found += [_all_frozen(child, known, chosen) for child in module.children()]
+        known[module] = None if all(flag is None for flag in found) else False not in found
+    return known[module]
+
+
+def freeze(module: nn.Module, *patterns: str, hold: bool = True, **unknown: object) -> list[str]:
+    """Freeze the parameters whose names match, and hold the parts of the model that are frozen by it in eval mode.
+
+    A pattern is the name of a parameter, or a case-sensitive glob on the names of ``module.named_parameters()``; ``*``
+    also matches dots. Without a pattern everything is frozen. Returns the names in model order. Tied weights are one
+    parameter: all its names are returned, also if only one matched.
+
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout()), nn.Linear(3, 1))
+    >>> freeze(net, "0.*")
+    ['0.0.weight', '0.0.bias', '0.1.weight', '0.1.bias']
+    >>> [part.training for part in net.train()]
+    [False, True]
+
+    Frozen means two things: no entry of the part's state_dict changes, and equal inputs give equal outputs. The flags
+    give neither, because running statistics, spectral norm's vectors and codebooks move in forward, and dropout of
+    every kind draws, for as long as the modules are in train mode. So every module of a frozen part stays in eval mode,
+    whatever ``train()`` is called: of the model, of a part, or of each module by a framework
+    (https://docs.pytorch.org/docs/stable/notes/autograd.html#locally-disable-grad-doc).
+
+    A module counts as frozen when there are parameters in it and all are frozen; one without parameters follows the
+    module around it. What is frozen is looked at when ``train()`` is called: a new head in a model that was frozen
+    whole trains with its dropout on, and a part that was unfrozen by other means is held no more.
+
+    >>> _ = freeze(net)
+    >>> net[1] = nn.Sequential(nn.Dropout(), nn.Linear(3, 5))
+    >>> [part.training for part in net.train()]
+    [False, True]
+
+    ``update_bn`` and ``reset_running_stats()`` leave a held part's statistics as they are. Not held are an assignment
+    to ``.training``, and observers and FakeQuantize, which move in eval mode too: `audit` names them.
+
+    ``hold=False`` sets flags only. Use it for the turns of a GAN and for adapters inside a base: where a gradient must
+    pass through a part, eval mode has a price. It switches off a library's activation checkpointing (so more is kept
+    in memory), cuDNN's backward of RNNs (which then raises) and auxiliary outputs, and BatchNorm and dropout pass on
+    another gradient. `audit` names the first three where it sees them.
 
     ``.grad`` of what is frozen becomes None, and `unfreeze` does not bring it back. An optimizer skips a parameter
     without ``.grad``, not one without ``requires_grad``: it would apply the old gradient, and its momentum, once more
     (https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.zero_grad.html). LBFGS skips nothing: after
-    freezing make a new one. Freeze before wrapping the model in DistributedDataParallel, which synchronizes what is
-    trainable when it wraps: `audit` finds what changed after it.
+    freezing make a new one. Optimizers that keep a second copy of the weights (schedule-free ones, Lookahead) put it
+    back: freeze before you build them.
 
-    A module without parameters gives ``[]``; norm layers in it are held in eval mode. Loading a whole model that was
-    saved frozen needs ``helpers`` installed, loading its state_dict does not.
+    Freeze after you convert layers (SyncBatchNorm, quantization) and before you trace, script, or wrap the model in
+    DistributedDataParallel, which synchronizes what is trainable when it wraps. A module without parameters gives
+    ``[]`` and is held. Loading a whole model that was saved frozen needs ``helpers`` installed, loading its state_dict
+    does not.
 
     Raises, before anything is changed, ValueError for a pattern that matches nothing, naming the nearest names, and
-    TypeError when ``module`` is no Module or a pattern no string.
+    for a traced part that cannot be held, because the trace has fixed its train mode; TypeError when ``module`` is no
+    Module or a pattern no string.
     """
     check_module("freeze", module)
-    named, groups = _select(module, patterns)
-    chosen, before = set[int]().union(*groups), _recorded(named)
-    for name, parameter, owner in named:
-        if (key := id(parameter)) in chosen:
-            before[key] = vars(owner)[_record(name)] = before.get(key, False) or parameter.requires_grad
+    if unknown:
+        raise TypeError(
+            f"freeze() has no {', '.join(unknown)}: hold=True, the default, keeps the whole frozen part in eval mode, "
+            "and hold=False sets flags only"
+        )
+    names, owners, groups = _select(module, patterns)
+    chosen, before = set[int]().union(*groups), _recorded(owners)
+    parts: list[nn.Module] = []
+    if hold:
+        frozen = frozen_modules(module, around=not patterns, chosen=chosen)
+        parts = [
+            part
+            for part in frozen_parts(module, frozen).values()
+            if not patterns or any(id(parameter) in chosen for parameter in part.parameters())
+        ]
+        if fixed := _fixed_in_train_mode(module, frozen, parts):
+            raise ValueError(
+                f"{fixed} was traced in train mode, which the trace keeps, so it cannot be held in eval mode: "
+                "freeze before tracing, or trace in eval mode (hold=False sets flags only)"
+            )
+    for parameter, owner, key in owners:
+        if id(parameter) in chosen:
+            known = before.get(id(parameter), False)
+            before[id(parameter)] = vars(owner)[_record(key)] = known or parameter.requires_grad
             # Not requires_grad_(): an uninitialized parameter of a lazy module refuses methods.
             parameter.requires_grad = False
             parameter.grad = None
-    if norm_stats:
-        frozen, untouched = frozen_modules(module), all_deciding(module, lambda parameter: id(parameter) not in chosen)
-        for name, layer in module.named_modules(remove_duplicate=False):
-            # Without running statistics a norm layer does the same in both modes.
-            with_statistics = isinstance(layer, _NormBase) and layer.running_mean is not None
-            because = (frozen[name] or not patterns) and not untouched[name]
-            if with_statistics and because and not _is_held(layer):
-                _Held(layer)
-    return [name for name, parameter, _ in named if id(parameter) in chosen]
+    for part in parts:
+        _hold(part)
+    if not patterns and not owners and hold:
+        vars(module)["train"].alone = True
+    return [name for name, parameter in names if id(parameter) in chosen]
 
 
 def unfreeze(module: nn.Module, *patterns: str) -> list[str]:
-    """Undo `freeze`: give the parameters that match the flag they had before, and their norm layers their mode.
+    """Undo `freeze`: give the parameters that match the flag they had before, and the modules their mode.
 
-    Patterns are those of `freeze`. What `freeze` did not freeze stays as it is. A norm layer that no longer counts as
+    Patterns are those of `freeze`. What `freeze` did not freeze stays as it is. A module that no longer counts as
     frozen gets the mode that ``train()`` or ``eval()`` asked for last. Returns the names restored, in model order.
 
     >>> from torch import nn
@@ -76,90 +170,257 @@ def unfreeze(module: nn.Module, *patterns: str) -> list[str]:
     >>> [parameter.requires_grad for parameter in net.parameters()]
     [False, True, True]
 
+    Each layer remembers the flags that its parameters had, so a layer that was swapped after freezing
+    (``convert_sync_batchnorm``, quantization's ``prepare``) remembers none. What matches and stays frozen, because
+    it was frozen by other means or its layer was swapped, is named in a UserWarning.
+
     Raises as `freeze` does, and ValueError when there is nothing to undo but something is frozen by other means.
     """
     check_module("unfreeze", module)
-    named, groups = _select(module, patterns)
-    before = _recorded(named)
-    held = {name: layer for name, layer in module.named_modules(remove_duplicate=False) if _is_held(layer)}
+    names, owners, groups = _select(module, patterns)
+    before = _recorded(owners)
+    any_held = any(map(is_held, module.modules()))
     for pattern, group in zip(patterns or ["*"], groups, strict=True):
-        by_hand = [name for name, parameter, _ in named if id(parameter) in group and not parameter.requires_grad]
-        if by_hand and before.keys().isdisjoint(group) and (patterns or not held):
+        by_hand = few(name for name, parameter in names if id(parameter) in group and not parameter.requires_grad)
+        if by_hand and before.keys().isdisjoint(group) and (patterns or not any_held):
             raise ValueError(
-                f"{pattern!r} matches nothing that freeze() froze; frozen without it: {', '.join(by_hand[:3])}. "
+                f"{pattern!r} matches nothing that freeze() froze; frozen without it: {by_hand}. "
                 "unfreeze() is an undo: to train these, set requires_grad_(True)"
             )
     chosen = set[int]().union(*groups)
-    restored, left = chosen & before.keys(), before.keys() - chosen
-    for name, parameter, owner in named:
-        if (key := id(parameter)) in restored:
-            parameter.requires_grad = before[key]
-            vars(owner).pop(_record(name), None)
-    frozen, untouched = frozen_modules(module), all_deciding(module, lambda parameter: id(parameter) not in chosen)
-    undone = all_deciding(module, lambda parameter: id(parameter) not in left)
-    stay = {layer for name, layer in held.items() if frozen[name] and not undone[name]}
-    for layer in {layer for name, layer in held.items() if not untouched[name]} - stay:
-        stand_in = vars(layer).pop("train")
-        if stand_in.replaced:
-            vars(layer)["train"] = stand_in.replaced
-        layer.training = stand_in.mode
-    return [name for name, parameter, _ in named if id(parameter) in restored]
+    restored = chosen & before.keys()
+    for parameter, owner, key in owners:
+        if id(parameter) in restored:
+            parameter.requires_grad = before[id(parameter)]
+            vars(owner).pop(_record(key), None)
+    _release(module, before.keys() - restored, whole=not patterns)
+    unknown = chosen - restored
+    if stay := few(name for name, p in names if id(p) in unknown and not p.requires_grad):
+        warnings.warn(
+            f"these stay frozen: {stay}. Either freeze() did not freeze them, or their layer was swapped after it, and "
+            "with the layer what it remembered. To train them, set requires_grad_(True)",
+            stacklevel=2,
+        )
+    return [name for name, parameter in names if id(parameter) in restored]
 
 
-class _Held:
-    """Stands in for ``train`` of one norm layer: keeps it in eval mode and remembers the mode it would be in.
+class _Hold:
+    """Stands in for ``train`` of one module: keeps it in eval mode while it counts as frozen.
 
-    An instance attribute rather than a forward pre-hook: hooks stay as they were, ``training`` tells the truth, forward
-    costs nothing and torch.compile sees plain eval. Deepcopy and pickle give a copied layer a stand-in of its own.
+    An instance attribute rather than a hook: hooks stay as they were, ``training`` tells the truth, forward costs
+    nothing and torch.compile sees plain eval. Deepcopy and pickle give a copied module a stand-in of its own.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer, self.mode, self.replaced = layer, layer.training, vars(layer).get("train")
-        layer.training = False
-        vars(layer)["train"] = self
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.replaced = module, vars(module).get("train")
+        self.mode = module.training
+        """Before freezing."""
+        self.asked: bool | None = None
+        """The mode that was asked of it since, and later than of a module around it."""
+        self.alone = False
+        """Whether it was frozen by itself although it has no parameters; else it follows what is around it."""
+        self.around: WeakSet[nn.Module] = WeakSet()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"around": None}  # or a copy of a part would take the whole model along
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, around=WeakSet())
 
     def __call__(self, mode: bool = True) -> nn.Module:
-        # The layer's own train() checks the mode, reaches children, and knows what a subclass makes of it.
-        if self.replaced:
-            self.replaced(mode)
+        if not isinstance(mode, bool):
+            return self.own(mode)  # which refuses it
+        known, quiet = _passing.get() or ({}, False)
+        if not quiet:
+            for part in filter(is_held, self.module.modules()):
+                vars(part)["train"].asked = None
+            self.asked = mode
+        self.tell_children()
+        held = quiet or self.is_frozen(known)
+        with _pass(known, quiet=held):
+            # The module's own train() reaches children, and knows what a subclass makes of it.
+            self.own(mode and not held)
+        if held:
+            self.module.training = False
+        return self.module
+
+    @property
+    def own(self) -> Callable[[bool], nn.Module]:
+        return self.replaced or type(self.module).train.__get__(self.module)
+
+    def is_frozen(self, known: dict[nn.Module, bool | None]) -> bool:
+        frozen = _all_frozen(self.module, known)
+        if frozen is None:
+            above = [vars(module)["train"] if is_held(module) else None for module in self.around]
+            frozen = self.alone or not above or any(stand_in and stand_in.is_frozen(known) for stand_in in above)
+        return frozen
+
+    def tell_children(self) -> None:
+        for child in filter(is_held, self.module.children()):
+            vars(child)["train"].around.add(self.module)
+
+    def wanted(self) -> bool:
+        """The mode that it would have without `freeze`."""
+        asked = self.asked_last()
+        return self.mode if asked is None else asked
+
+    def asked_last(self) -> bool | None:
+        """The mode asked of it, or else of the nearest module around it that knows."""
+        above = (vars(module)["train"].asked_last() for module in self.around if is_held(module))
+        return self.asked if self.asked is not None else next((mode for mode in above if mode is not None), None)
+
+
+class _Still:
+    """Stands in for ``reset_running_stats`` of a held norm layer, as `update_bn` calls it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self) -> None:
+        stand_in = vars(self.module).get("train")
+        if not (isinstance(stand_in, _Hold) and stand_in.is_frozen({})):
+            type(self.module).reset_running_stats(self.module)  # type: ignore[attr-defined]
+
+
+_passing: ContextVar[tuple[dict[nn.Module, bool | None], bool] | None] = ContextVar("_passing", default=None)
+"""During a call of ``train``: what is known to be frozen, and whether stand-ins are to hold and remember nothing."""
+
+
+@contextmanager
+def _pass(known: dict[nn.Module, bool | None], quiet: bool) -> Iterator[None]:
+    token = _passing.set((known, quiet))
+    try:
+        yield
+    finally:
+        _passing.reset(token)
+
+
+def _hold(part: nn.Module) -> None:
+    new = [module for module in part.modules() if not is_held(module)]
+    for module, stand_in in [(module, _Hold(module)) for module in new]:
+        vars(module)["train"] = stand_in
+        if hasattr(type(module), "reset_running_stats"):
+            vars(module)["reset_running_stats"] = _Still(module)
+    for module in part.modules():
+        vars(module)["train"].tell_children()
+    with _pass({}, quiet=True):
+        vars(part)["train"](False)
+
+
+def _release(module: nn.Module, recorded: Iterable[int], whole: bool) -> None:
+    """Let go of what is no longer frozen, or no longer by `freeze`, in the mode that it would have without it."""
+    frozen = frozen_modules(module)
+    stays: dict[str, bool] = {}
+    for name, part in module.named_modules(remove_duplicate=False):  # parents before what is in them
+        ours = any(id(parameter) in recorded for parameter in part.parameters())
+        ours = ours or (not whole and is_held(part) and vars(part)["train"].alone)
+        stays[name] = frozen[name] and (ours or (bool(name) and stays[name.rpartition(".")[0]]))
+    stay = {part for name, part in module.named_modules(remove_duplicate=False) if stays[name]}
+    gone = {part: vars(part)["train"] for part in module.modules() if is_held(part) and part not in stay}
+    for part, stand_in in gone.items():
+        del vars(part)["train"]
+        if stand_in.replaced:
+            vars(part)["train"] = stand_in.replaced
+        if isinstance(vars(part).get("reset_running_stats"), _Still):
+            del vars(part)["reset_running_stats"]
+    others = {part: part.training for part in module.modules() if part not in gone}
+    with _pass({}, quiet=True):
+        for stand_in in gone.values():  # parents before what is in them
+            stand_in.own(stand_in.mode)
+        for stand_in in gone.values():
+            inside = any(part in gone for part in stand_in.around)
+            if (asked := stand_in.asked if inside else stand_in.asked_last()) is not None:
+                stand_in.own(asked)
+    for part, mode in others.items():
+        part.training = mode
+
+
+def _fixed_in_train_mode(module: nn.Module, frozen: dict[str, bool], parts: list[nn.Module]) -> str:
+    """The name of a module that computes frozen parts as its trace says, whatever its mode; "" if there is none."""
+    inside = {part for top in parts for part in top.modules()}
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            fixed = part in inside and _script_trains(part)
+        elif isinstance(part, torch.fx.GraphModule):
+            # Of torchvision's extractor, which has a graph for each mode, the one that it will use.
+            graph = getattr(part, "eval_graph" if frozen[name] else "train_graph", part.graph)
+            fixed = part in inside and any(map(node_trains, graph.nodes))
+            fixed = fixed or any(
+                node_trains(node) and part.get_submodule(str(source.target).rpartition(".")[0]) in inside
+                for node in graph.nodes
+                for source in node.all_input_nodes
+                if source.op == "get_attr"
+            )
         else:
-            type(self.layer).train(self.layer, mode)
-        self.mode, self.layer.training = self.layer.training, False
-        return self.layer
+            continue
+        if fixed:
+            return repr(name) if name else "the model"
+    return ""
 
 
-def _is_held(layer: nn.Module) -> bool:
-    return isinstance(vars(layer).get("train"), _Held)
+def _script_trains(part: torch.jit.ScriptModule) -> bool:
+    graph = getattr(part, "inlined_graph", None)
+    for node in graph.nodes() if graph else ():
+        if node.schema() != "(no schema)":
+            arguments = torch._C.parse_schema(node.schema()).arguments
+            for argument, value in zip(arguments, node.inputs(), strict=False):
+                if argument.name in ("train", "training", "use_input_stats") and value.toIValue() is True:
+                    return True
+    return False
 
 
-_Named = list[tuple[str, nn.Parameter, nn.Module]]
+def node_trains(node: torch.fx.Node) -> bool:
+    """Whether a node of a traced module computes as in train mode, whatever the mode."""
+    if node.op != "call_function":
+        return False
+    try:
+        given = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # a built-in function tells nothing
+        return False
+    return given.arguments.get("training") is True
 
 
-def _select(module: nn.Module, patterns: tuple[str, ...]) -> tuple[_Named, list[set[int]]]:
-    """Every parameter name with its parameter and owner, and for each pattern the ids of the parameters it matches."""
+_Owners = list[tuple[nn.Parameter, nn.Module, str]]
+
+
+def _select(
+    module: nn.Module, patterns: tuple[str, ...]
+) -> tuple[list[tuple[str, nn.Parameter]], _Owners, list[set[int]]]:
+    """Every name with its parameter; every parameter with its owners; for each pattern the ids of what it matches."""
     for pattern in patterns:
         if not isinstance(pattern, str):
             kind = type(pattern).__name__
             raise TypeError(f"a pattern is a string like 'layer1.*', not a {kind}: pass names one by one")
-    named = [
-        (name, parameter, owner)
-        for prefix, owner in module.named_modules(remove_duplicate=False)
-        for name, parameter in owner.named_parameters(prefix, recurse=False, remove_duplicate=False)
-    ]
-    groups = [{id(parameter) for name, parameter, _ in named if fnmatchcase(name, glob)} for glob in patterns or ["*"]]
+    names = list(module.named_parameters(remove_duplicate=False))
+    # From the modules themselves: what wraps one may change the names, not what it owns.
+    owners = [(p, owner, key) for owner in module.modules() for key, p in owner._parameters.items() if p is not None]
+    groups = []
+    for pattern in patterns or ["*"]:
+        exact = {id(parameter) for name, parameter in names if name == pattern}
+        groups.append(exact or {id(parameter) for name, parameter in names if fnmatchcase(name, pattern)})
     for pattern, group in zip(patterns, groups, strict=False):
         if not group:
             parts = [name for name, part in module.named_modules() if name and any(True for _ in part.parameters())]
-            candidates = [*(name for name, _, _ in named), *(f"{name}.*" for name in sorted(parts))]
+            candidates = [*(name for name, _ in names), *(f"{name}.*" for name in sorted(parts))]
             near = difflib.get_close_matches(pattern, candidates, cutoff=0)
             raise ValueError(f"no parameter name matches {pattern!r}; nearest: {', '.join(near) or 'there are none'}")
-    return named, groups
+    return names, owners, groups
 
 
-def _record(name: str) -> str:
+def _record(key: str) -> str:
     """The attribute of the owner that keeps the flag from before: copied and pickled with it, not in the state_dict."""
-    return f"_{name.rpartition('.')[2]}_requires_grad_before_freeze"
+    return f"_{key}_requires_grad_before_freeze"
 
 
-def _recorded(named: _Named) -> dict[int, bool]:
-    return {id(p): vars(owner)[_record(name)] for name, p, owner in named if _record(name) in vars(owner)}
+def _recorded(owners: _Owners) -> dict[int, bool]:
+    return {id(p): vars(owner)[_record(key)] for p, owner, key in owners if _record(key) in vars(owner)}
+
+
+def few(names: Iterable[str], most: int = 3) -> str:
+    """The first names, and how many more there are.
+
+    >>> few("abcd")
+    'a, b, c and 1 more'
+    """
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

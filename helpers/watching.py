@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten
 
-from helpers._frozen import frozen_modules
+from helpers.freezing import few, frozen_modules
 from helpers.memory import dense_parts
 from helpers.report import check_module
 
@@ -32,12 +32,23 @@ class watch:
 
     ``changed`` lists the entries whose values, dtype or shape differ, and those that came or went, in the order of the
     state_dict. ``unexpected`` are those of them that were frozen *when the block began*, whatever became of the flags
-    inside: parameters with ``requires_grad`` False, and other entries of modules that count as frozen.
+    inside: parameters with ``requires_grad`` False, and other entries of modules that count as frozen. ``unmoved`` are
+    the trainable parameters that did not change, as when no gradient reaches them or no optimizer holds them. That is
+    no alarm: a gradient may be zero, and behind a head that starts at zero it is, for one step.
 
-    Values are compared bit by bit: NaN equals the same NaN, and 0.0 differs from -0.0. A move to another device is no
+    >>> optimizer = torch.optim.SGD([net[2].weight], lr=0.1)
+    >>> with watch(net.eval()) as seen:
+    ...     (net(torch.eye(2)) ** 2).sum().backward()
+    ...     optimizer.step()
+    >>> print(seen)
+    1 of 9 entries changed, none meant to be frozen; trainable and unmoved: 2.bias
+
+    Values are compared bit by bit: NaN equals the same NaN, and 0.0 differs from -0.0. Of quantized tensors the
+    integers, scales and zero points are compared, of sharded ones this process's part. A move to another device is no
     change. Tensors on ``meta`` have no values, so there only dtype and shape count. Buffers registered with
-    ``persistent=False`` are not in the state_dict and not watched. It keeps one copy of the state_dict, on the same
-    device, until the block ends. Both lists are set also when the block raises.
+    ``persistent=False`` are not in the state_dict and not watched. What belongs to what is decided by the objects, not
+    by names, so compiled, wrapped and activation-checkpointed models will do. It keeps one copy of the state_dict, on
+    the same device, until the block ends. All lists are set also when the block raises.
 
     Raises TypeError when ``model`` is no module, RuntimeError when a list is read before the block has ended.
     """
@@ -45,25 +56,31 @@ class watch:
     def __init__(self, model: nn.Module) -> None:
         check_module("watch", model)
         self._model = model
-        self._lists: tuple[list[str], list[str]] | None = None
+        self._lists: tuple[list[str], list[str], list[str]] | None = None
 
     def __enter__(self) -> Self:
         self._lists = None
-        self._trainable = {n: p.requires_grad for n, p in self._model.named_parameters(remove_duplicate=False)}
-        self._frozen = frozen_modules(self._model)
+        entries = self._model.state_dict(keep_vars=True)
+        self._meant_frozen = _meant_frozen(self._model, entries)
+        self._trainable = {n for n, value in entries.items() if isinstance(value, nn.Parameter) and value.requires_grad}
         shared: dict[int, Any] = {}  # deepcopy with one memo, not clone: tied weights are copied once
-        self._before = {n: (facts, copy.deepcopy(parts, shared)) for n, (facts, parts) in _entries(self._model).items()}
+        self._before = {
+            name: (facts, copy.deepcopy(parts, shared)) for name, (facts, parts) in _values(entries).items()
+        }
         return self
 
     def __exit__(self, *error: object) -> None:
-        before, after = self._before, _entries(self._model)
-        names = list(dict.fromkeys([*before, *after]))
+        before, after = self._before, _values(self._model.state_dict(keep_vars=True))
         gone: tuple[list[Any], list[Tensor]] = ([], [])
-        pairs = [(before.get(name, gone), after.get(name, gone)) for name in names]
-        same = [old[0] == new[0] and all(map(_same, old[1], new[1])) for old, new in pairs]
-        changed = [name for name, kept in zip(names, same, strict=True) if not kept]
-        self._size = len(names)
-        self._lists = changed, [name for name in changed if self._meant_frozen(name)]
+        changed = []
+        for name in dict.fromkeys([*before, *after]):
+            (old_facts, old), (new_facts, new) = before.get(name, gone), after.get(name, gone)
+            if old_facts != new_facts or not all(map(_same, old, new)):
+                changed.append(name)
+        self._size = len(before.keys() | after.keys())
+        # What came later belongs to nobody that was there before.
+        unexpected = [name for name in changed if self._meant_frozen.get(name)]
+        self._lists = changed, unexpected, [name for name in before if name in self._trainable - set(changed)]
         del self._before
 
     @property
@@ -76,31 +93,51 @@ class watch:
         """Those of ``changed`` that were meant to be frozen."""
         return self._ended()[1]
 
+    @property
+    def unmoved(self) -> list[str]:
+        """The names of the parameters that were trainable, and did not change."""
+        return self._ended()[2]
+
     def __str__(self) -> str:
         if self._lists is None:
             return "nothing compared yet: the block has not ended"
-        changed, unexpected = self._lists
-        shown = ", ".join(unexpected[:3]) + (f" and {len(unexpected) - 3:,} more" if len(unexpected) > 3 else "")
-        frozen = f"{len(unexpected):,} of them meant to be frozen: {shown}" if unexpected else "none meant to be frozen"
-        return f"{len(changed):,} of {self._size:,} entries changed, {frozen}"
+        changed, unexpected, unmoved = self._lists
+        frozen = f"{len(unexpected):,} of them meant to be frozen: {few(unexpected)}" if unexpected else ""
+        told = f"{len(changed):,} of {self._size:,} entries changed, {frozen or 'none meant to be frozen'}"
+        return f"{told}; trainable and unmoved: {few(unmoved)}" if changed and unmoved else told
 
     __repr__ = __str__
 
-    def _ended(self) -> tuple[list[str], list[str]]:
+    def _ended(self) -> tuple[list[str], list[str], list[str]]:
         if self._lists is None:
-            raise RuntimeError("watch compares when its block ends: read changed and unexpected after the with block")
+            raise RuntimeError("watch compares when its block ends: read its lists after the with block")
         return self._lists
 
-    def _meant_frozen(self, name: str) -> bool:
-        if name in self._trainable:
-            return not self._trainable[name]
-        return self._frozen.get(name.rpartition(".")[0], False)
+
+def _meant_frozen(model: nn.Module, entries: dict[str, Any]) -> dict[str, bool]:
+    """Whether each entry belongs to something frozen: a parameter, or a module that counts as frozen."""
+    frozen = frozen_modules(model)
+    by_module = {module: frozen[name] for name, module in model.named_modules()}
+    owners = {id(item): flag for module, flag in by_module.items() for item in module._buffers.values()}
+    meant = {name: not value.requires_grad for name, value in entries.items() if isinstance(value, nn.Parameter)}
+    for name, value in entries.items():
+        if name not in meant and id(value) in owners:
+            meant[name] = owners[id(value)]
+    # The rest is what a module or a parameter (quantized weights do) adds to its own: it goes with the longest name
+    # that its name begins with.
+    for name in entries:
+        if name not in meant:
+            parts = name.split(".")
+            above = (".".join(parts[:n]) for n in range(len(parts) - 1, -1, -1))
+            found = next((by for by in above if by in meant or by in frozen), "")
+            meant[name] = meant[found] if found in meant else frozen[found]
+    return meant
 
 
-def _entries(model: nn.Module) -> dict[str, tuple[list[Any], list[Tensor]]]:
+def _values(entries: dict[str, Any]) -> dict[str, tuple[list[Any], list[Tensor]]]:
     """For each entry what can be compared with ``==``, and the tensors whose values are to be compared."""
-    entries = {}
-    for name, value in model.state_dict().items():
+    values = {}
+    for name, value in entries.items():
         leaves, structure = tree_flatten(value)
         facts: list[Any] = [structure]
         parts: list[Tensor] = []
@@ -110,10 +147,22 @@ def _entries(model: nn.Module) -> dict[str, tuple[list[Any], list[Tensor]]]:
             elif is_lazy(leaf):
                 facts.append(type(leaf))
             else:
-                facts += [(type(t), t.dtype, t.shape, t.layout, t.is_meta) for t in (leaf, *dense_parts(leaf))]
-                parts += dense_parts(leaf)
-        entries[name] = facts, parts
-    return entries
+                inside = [part.detach() for part in dense_parts(leaf)]
+                facts += [(type(t), t.dtype, t.shape, t.layout, t.is_meta) for t in (leaf, *inside)]
+                for part in inside:
+                    numbers, how = _dequantized(part) if part.is_quantized else ([part], [])
+                    facts += how
+                    parts += numbers
+        values[name] = facts, parts
+    return values
+
+
+def _dequantized(tensor: Tensor) -> tuple[list[Tensor], list[Any]]:
+    """The integers of a quantized tensor and what they mean: ``torch.equal`` kills the process when given such."""
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return [tensor.int_repr()], [tensor.qscheme(), tensor.q_scale(), tensor.q_zero_point()]
+    how = [tensor.qscheme(), tensor.q_per_channel_axis()]
+    return [tensor.int_repr(), tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()], how
 
 
 def _same(old: Tensor, new: Tensor) -> bool:

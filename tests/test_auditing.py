@@ -5,6 +5,7 @@ import doctest
 import inspect
 import sys
 import time
+import warnings
 from collections import Counter
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import models
@@ -20,7 +22,7 @@ from torchvision.ops import StochasticDepth
 
 from helpers import auditing
 from helpers.auditing import RULES, Finding, Findings, audit
-from helpers.freezing import freeze
+from helpers.freezing import freeze, unfreeze
 from helpers.lessons.ranks import alone
 
 INPUT = torch.ones(4, 2)
@@ -64,7 +66,9 @@ class Holder(nn.Linear):
 class DropPath(nn.Identity):
     """timm's."""
 
-    drop_prob = 0.2
+    def __init__(self):
+        super().__init__()
+        self.drop_prob = 0.2
 
 
 def tied():
@@ -157,7 +161,10 @@ def frozen_after_a_step():
     yield model, optimizer
 
 
-@mistake("norm-statistics-drift", "0.1")
+AWAKE = "frozen-part-in-train-mode"
+
+
+@mistake(AWAKE, "0")
 def frozen_batchnorm():
     model = net(nn.Linear(2, 2), nn.BatchNorm1d(2), frozen=True)
     yield model, sgd(model)
@@ -165,7 +172,7 @@ def frozen_batchnorm():
     yield model.train(), sgd(model)
 
 
-@mistake("norm-statistics-drift", "0.1")
+@mistake(AWAKE, "0")
 def eval_undone_by_train():
     model = net(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False), frozen=True)
     model[0].eval()
@@ -175,23 +182,18 @@ def eval_undone_by_train():
     yield model, None
 
 
-@mistake("norm-statistics-drift", "0.0")
-def instance_norm_with_statistics():
-    model = net(nn.InstanceNorm1d(2, affine=True, track_running_stats=True), frozen=True)
+@mistake(AWAKE, "0")
+def mode_assigned_although_held():
+    model = net(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    freeze(model, "0.*")
+    for module in model.modules():
+        module.training = True
     yield model, None
     model[0].eval()
     yield model, None
 
 
-@mistake("norm-statistics-drift", "0.0")
-def momentum_zero():
-    model = net(nn.BatchNorm1d(2, momentum=0.0), frozen=True)
-    yield model, None
-    model[0].eval()
-    yield model, None
-
-
-@mistake("norm-statistics-drift", "0.0")
+@mistake(AWAKE, "0")
 def statistics_switched_off():
     model = net(nn.BatchNorm1d(2), frozen=True)
     model[0][0].track_running_stats = False
@@ -200,23 +202,181 @@ def statistics_switched_off():
     yield model, None
 
 
-def dropping(*layers, at):
-    @mistake("dropout-in-frozen-part", *at)
-    def dropout():
+class OtherNorm(nn.Module):
+    """Of another library: it updates in a method of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2))
+        self.register_buffer("mean", torch.zeros(2))
+
+    def forward(self, x):
+        self.update(x)
+        return (x - self.mean) * self.scale
+
+    def update(self, x):
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+
+
+class Codebook(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("codes", torch.ones(2, 2))
+
+    def forward(self, x):
+        if self.training:
+            self.codes += 1
+        return x
+
+
+class Carries(nn.Linear):
+    """Drops by function, with a number that it carries."""
+
+    def __init__(self, **numbers):
+        super().__init__(2, 2)
+        vars(self).update(numbers)
+
+
+class PatchDrop(nn.Module):
+    def __init__(self, prob):
+        super().__init__()
+        self.prob = prob
+
+
+def awake(*layers):
+    @mistake(AWAKE, "0")
+    def awake():
         model = net(*copy.deepcopy(layers), frozen=True)
         yield model, None
         model[0].eval()
         yield model, None
 
 
-dropping(nn.Linear(2, 2), nn.Dropout(0.5), at=["0.1"])
-dropping(nn.Linear(2, 2), nn.AlphaDropout(0.1), at=["0.1"])
-dropping(nn.LSTM(2, 2, num_layers=2, dropout=0.1), at=["0.0"])
-dropping(nn.MultiheadAttention(2, 1, dropout=0.1), at=["0.0"])
-dropping(
-    nn.TransformerEncoderLayer(2, 1, 2, dropout=0.1),
-    at=["0.0.self_attn", "0.0.dropout", "0.0.dropout1", "0.0.dropout2"],
-)
+awake(nn.InstanceNorm1d(2, affine=True, track_running_stats=True))
+awake(nn.BatchNorm1d(2, momentum=0.0))
+awake(OtherNorm())
+awake(nn.Linear(2, 2), Codebook())
+awake(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)))
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    awake(nn.utils.spectral_norm(nn.Linear(2, 2)).requires_grad_(False))
+awake(nn.Linear(2, 2), nn.Dropout(0.5))
+awake(nn.Linear(2, 2), nn.AlphaDropout(1))
+awake(nn.LSTM(2, 2, num_layers=2, dropout=0.1))
+awake(nn.MultiheadAttention(2, 1, dropout=0.1))
+awake(nn.TransformerEncoderLayer(2, 1, 2, dropout=0.1))
+awake(nn.Linear(2, 2), nn.RReLU())
+awake(nn.Linear(2, 2), StochasticDepth(0.2, "row"))
+awake(nn.Linear(2, 2), DropPath())
+awake(nn.Linear(2, 2), PatchDrop(0.5))
+awake(Carries(drop_rate=0.2))
+awake(Carries(attention_dropout=1.0))
+awake(Carries(router_jitter_noise=0.01))
+awake(Carries(layerdrop=0.1))
+
+
+@mistake(AWAKE, "0")
+def traced_in_train_mode():
+    model = net(BatchNormAct(2), frozen=True)
+    body = model[0]
+    model[0] = torch.fx.GraphModule(body, Deep().trace(body))
+    yield model.eval(), None
+    model[0] = torch.fx.GraphModule(body.eval(), Deep().trace(body))
+    yield model, None
+
+
+class BatchNormAct(nn.BatchNorm1d):
+    """As in timm: a tracer looks into it."""
+
+    def forward(self, x):
+        mean, var = self.running_mean, self.running_var
+        return nn.functional.batch_norm(x, mean, var, self.weight, self.bias, self.training).relu()
+
+
+class Deep(torch.fx.Tracer):
+    def is_leaf_module(self, module, name):
+        return False
+
+
+def scripted_batchnorm():
+    model = net(nn.Linear(2, 2), nn.BatchNorm1d(2), frozen=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model[0] = torch.jit.script(model[0])
+    yield model, None
+    model[0].eval()
+    yield model, None
+
+
+mistake(AWAKE, "0")(scripted_batchnorm)
+
+
+@mistake("batch-statistics-in-frozen-part", "0.0")
+def norm_without_statistics():
+    model = net(nn.BatchNorm1d(2, track_running_stats=False), frozen=True)
+    yield model.eval(), None
+    model[0].requires_grad_(True)
+    yield model, None
+
+
+@mistake("observer-in-frozen-part", "0.1")
+def fake_quantize():
+    model = net(nn.Linear(2, 2), torch.ao.quantization.FakeQuantize(), frozen=True)
+    yield model.eval(), None
+    model.apply(torch.ao.quantization.disable_observer)
+    yield model, None
+
+
+@mistake("observer-in-frozen-part", "0.1")
+def observer():
+    model = net(nn.Linear(2, 2), torch.ao.quantization.MinMaxObserver(), frozen=True)
+    yield model.eval(), None
+    model[0][1] = torch.ao.quantization.PlaceholderObserver()
+    yield model, None
+
+
+@mistake("held-but-trainable", "0.1")
+def flags_set_back_by_hand():
+    model = net(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    freeze(model, "0.*")
+    model.requires_grad_(True)
+    yield model, None
+    yield model.eval(), None
+
+
+@mistake("off-in-eval-mode", "1")
+def checkpointing_that_eval_mode_switches_off():
+    model = nn.Sequential(nn.Linear(2, 2), Holder(gradient_checkpointing=True), nn.Linear(1, 1))
+    freeze(model, "1.*")
+    yield model, None
+    model[0].requires_grad_(False)
+    yield model, None
+
+
+@mistake("off-in-eval-mode", "1")
+def auxiliary_outputs():
+    model = nn.Sequential(nn.Linear(2, 2), Holder(aux_logits=True), nn.Linear(1, 1))
+    freeze(model, "1.*")
+    yield model, None
+    unfreeze(model)
+    freeze(model, "1.*", hold=False)
+    yield model, None
+
+
+@mistake("flag-on-gathered-parameter", "weight", "bias")
+def frozen_after_validation():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = fully_shard(nn.Linear(2, 1), mesh=init_device_mesh("cpu", (1,)))
+    with torch.no_grad():
+        model(INPUT)
+    model.requires_grad_(False)
+    yield model, None
+    model.reshard()
+    model.requires_grad_(False)
+    yield model, None
 
 
 @mistake("flag-on-module", "0")
@@ -422,18 +582,33 @@ def test_five_mistakes_at_once_in_resnet18():
     assert rules == {
         "orphan-in-optimizer": 2,
         "trainable-in-no-optimizer": 2,
-        "norm-statistics-drift": 20,
-        "dropout-in-frozen-part": 1,
+        "nothing-trainable": 1,
+        AWAKE: 3,
         "flag-on-module": 1,
         "misspelt-flag": 1,
     }
+    awake = [finding for finding in audit(model) if finding.rule == AWAKE]
+    assert [finding.names for finding in awake] == [("bn1",), ("layer1",), ("layer2", "layer3", "layer4")]
+    assert [finding.message for finding in awake] == [
+        "'bn1' is frozen but in train mode: 1 module in it moves its buffers ('bn1').",
+        "'layer1' is frozen but in train mode: 4 modules move their buffers ('layer1.0.bn1', 'layer1.0.bn2' and 2 "
+        "more), 1 module draws at random ('layer1.2').",
+        "'layer2', 'layer3', 'layer4' are frozen but in train mode: 15 modules move their buffers ('layer2.0.bn1', "
+        "'layer2.0.bn2' and 13 more).",
+    ]
+    for finding in awake:
+        for name in finding.names:
+            model.get_submodule(name).eval()
+    assert AWAKE not in {rule for rule, _ in found(model)}
 
 
 def test_findings_come_by_rule_and_then_in_model_order():
-    model = net(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(), nn.BatchNorm1d(2), frozen=True)
-    optimizer = sgd(model[0][0])
-    names = [name for _, name in found(model, optimizer)]
-    assert names == ["1.weight", "1.bias", "0.1", "0.3", "0.2"]
+    model = nn.Sequential(
+        nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(), nn.MultiheadAttention(2, 1, 0.1), nn.Linear(2, 1)
+    )
+    model[:4].requires_grad_(False)
+    names = [name for _, name in found(model, torch.optim.SGD([nn.Parameter(torch.ones(1)), model[0].weight], lr=0.1))]
+    assert names == ["param_groups[0]['params'][0]", "4.weight", "4.bias", "1", "3"]
 
 
 # What moves a frozen parameter ----------------------------------------------------------------------------------------
@@ -564,6 +739,28 @@ class Recorder(nn.Module):
         return self.output
 
 
+class FrozenBatchNorm(nn.Module):
+    """torchvision's: statistics that never move."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(2))
+
+    def forward(self, x):
+        return x - self.running_mean
+
+
+class OwnFlag(nn.Linear):
+    """As wav2vec2's feature encoder: whether its input is to require a gradient."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.requires_gradient = True
+
+    def forward(self, x):
+        return super().forward(x if self.requires_gradient else x.detach())
+
+
 def shared_dropout():
     dropout = nn.Dropout()
     return nn.Sequential(nn.Sequential(nn.Linear(2, 2), dropout).requires_grad_(False), dropout, nn.Linear(2, 1))
@@ -589,8 +786,11 @@ RIGHT = {
         nn.Linear(2, 2).requires_grad_(False), nn.Dropout(), nn.Linear(2, 1)
     ),
     "dropout without effect": lambda: net(nn.Dropout(0.0), nn.Linear(2, 2), frozen=True),
-    "stochastic depth": lambda: net(nn.Linear(2, 2), StochasticDepth(0.2, "row"), DropPath(), frozen=True),
-    "norm without statistics": lambda: net(nn.BatchNorm1d(2, track_running_stats=False), nn.LayerNorm(2), frozen=True),
+    "nothing that moves": lambda: net(nn.Linear(2, 2), nn.LayerNorm(2), nn.ReLU(), FrozenBatchNorm(), frozen=True),
+    "instance norm without statistics": lambda: net(nn.Flatten(), nn.InstanceNorm1d(2), nn.Linear(2, 2), frozen=True),
+    "a flag of the class's own": lambda: net(OwnFlag(), frozen=True),
+    "no flag by its underscore": lambda: net(Carries(_requires_grad=True), frozen=True),
+    "an average of the model": lambda: nn.ModuleDict({"averaged": AveragedModel(net())})["averaged"],
     "one-layer LSTM": lambda: nn.Sequential(nn.LSTM(2, 2, dropout=0.1).requires_grad_(False), Last(), nn.Linear(2, 1)),
     "LSTM": lambda: nn.Sequential(nn.LSTM(2, 2, 2, dropout=0.1), Last(), nn.Linear(2, 1)),
     "transformer": lambda: nn.TransformerEncoderLayer(2, 1, 2),
@@ -743,7 +943,7 @@ def test_seventy_billion_parameters_on_the_meta_device():
     start = time.perf_counter()
     rules = Counter(rule for rule, _ in found(model, optimizer))
     assert time.perf_counter() - start < 2
-    assert rules == {"norm-statistics-drift": 40, "dropout-in-frozen-part": 40}
+    assert rules == {AWAKE: 1}
 
 
 def test_the_cost_grows_linearly():
@@ -810,7 +1010,7 @@ def test_the_model_itself_is_called_so():
     model = nn.BatchNorm1d(2).requires_grad_(False)
     model.requires_grad = model.require_grad = True
     assert [finding.message for finding in audit(model)] == [
-        "the model is frozen but in train mode: it uses each batch's statistics, and its own drift.",
+        "the model is frozen but in train mode: 1 module in it moves its buffers (the model).",
         "requires_grad = True on the model is a new attribute without effect.",
         "require_grad = True on the model is a new attribute without effect.",
     ]
@@ -821,12 +1021,243 @@ def test_findings_are_a_list_that_shows_itself():
     model[0].register_module("<norm>", nn.BatchNorm1d(2).requires_grad_(False))
     findings = audit(model)
     assert isinstance(findings, list) and all(isinstance(finding, Finding) for finding in findings)
-    assert str(findings).splitlines()[0].startswith("norm-statistics-drift: '0.0' is frozen but")
-    assert len(str(findings).splitlines()) == 4 and str(findings).splitlines()[2].startswith("norm-statistics-drift: ")
-    assert findings._repr_html_().count("<tr>") == 3 and "0.&lt;norm&gt;" in findings._repr_html_()
+    assert str(findings).splitlines() == [
+        "frozen-part-in-train-mode: '0' is frozen but in train mode: 2 modules move their buffers ('0.0', '0.<norm>').",
+        "    Freeze it with helpers.freeze(), which holds eval mode, or call its eval() after every model.train().",
+        "    Page: Rule frozen-part-in-train-mode",
+    ]
+    assert findings._repr_html_().count("<tr>") == 2 and "0.&lt;norm&gt;" in findings._repr_html_()
     assert Findings([Finding("rule", "0", "<", "&")])._repr_html_() == (
         "<table><tr><td>rule</td><td>name</td><td>message</td><td>remedy</td></tr>"
-        "<tr><td>rule</td><td>0</td><td>&lt;</td><td>&amp;</td></tr></table>"
+        "<tr><td>Rule rule</td><td>0</td><td>&lt;</td><td>&amp;</td></tr></table>"
     )
     assert Findings()._repr_html_() == "<table><tr><td>no findings</td></tr></table>"
     assert audit(nn.Linear(2, 1)) == [] and str(audit(nn.Linear(2, 1))) == "no findings"
+
+
+def test_a_finding_names_its_page(monkeypatch):
+    finding = Finding("stale-grad", "0", "", "")
+    assert finding.page == "Rule stale-grad"
+    monkeypatch.setattr(auditing, "PAGES", "https://example.org/rules/")
+    assert finding.page == "https://example.org/rules/stale-grad.html" and finding.page in str(finding)
+    assert finding.page in Findings([finding])._repr_html_()
+
+
+# Where only a gradient's way decides ----------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """Of a transformer: attention that drops, and a feed-forward part that drops."""
+
+    def __init__(self, query=None):
+        super().__init__()
+        self.attention = nn.ModuleDict(
+            {"query": query or nn.Linear(2, 2), "key": nn.Linear(2, 2), "out": Carries(drop=0.1)}
+        )
+        self.norm = nn.LayerNorm(2)
+        self.output = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
+
+
+class LoRA(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.base_layer = nn.Linear(2, 2)
+        self.lora = nn.ModuleDict({"A": nn.Linear(2, 1, bias=False), "B": nn.Linear(1, 2, bias=False)})
+
+
+class Body(nn.Module):
+    def __init__(self, blocks):
+        super().__init__()
+        self.embeddings = nn.Sequential(nn.Embedding(3, 2), nn.LayerNorm(2), nn.Dropout(0.1))
+        self.layer = nn.ModuleList(blocks)
+
+
+def classifier(make=Block, layers=3, **more):
+    body = Body([make() for _ in range(layers)]).requires_grad_(False)
+    return nn.ModuleDict({"body": body, **more, "head": nn.Linear(2, 2)})
+
+
+def low_rank():
+    model = classifier(lambda: Block(LoRA()))
+    for module in model.modules():
+        if isinstance(module, LoRA):
+            module.lora.requires_grad_(True)
+    return model
+
+
+def trained_by(chosen, model=None):
+    """The model with only those parameters trainable whose name has the word in it."""
+    model = model or classifier()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = any(word in name for word in chosen)
+    return model
+
+
+PASSES = {
+    "LoRA": low_rank,
+    "LoRA without a head": lambda: low_rank()["body"],
+    "norms only": lambda: trained_by(["norm"]),
+    "biases only": lambda: trained_by(["bias"]),
+    "prompt tuning": lambda: trained_by(["prompt", "head"], classifier(prompt=nn.Embedding(4, 2))),
+    "a prompt of one Parameter": lambda: trained_by(
+        ["tokens"], classifier(tokens=nn.ParameterList([torch.ones(4, 2)]))
+    ),
+    "embeddings": lambda: trained_by(["embeddings.0"]),
+}
+
+
+@pytest.mark.parametrize("make", PASSES.values(), ids=PASSES)
+def test_what_only_draws_is_not_named_where_the_gradient_has_to_pass(make):
+    assert found(make().train()) == []
+
+
+def head_first():
+    model = classifier()
+    return nn.ModuleDict({"head": model["head"], "body": model["body"]})
+
+
+def last_unfrozen():
+    model = classifier()
+    model["body"].layer[2].requires_grad_(True)
+    return model
+
+
+def partly_unfrozen():
+    model = classifier(layers=12)
+    model["body"].layer[11].output.requires_grad_(True)
+    return model
+
+
+def last_norms():
+    return trained_by(["head", *(f"layer.{i}.norm" for i in (9, 10, 11))], classifier(layers=12))
+
+
+def captioning():
+    return nn.ModuleDict(
+        {
+            "encoder": classifier()["body"],
+            "decoder": nn.ModuleList([nn.Embedding(3, 2), nn.LSTM(2, 2), nn.Linear(2, 3)]),
+        }
+    )
+
+
+NAMED = {
+    "a body with a head": (classifier, ["body"]),
+    "the head registered first": (head_first, ["body"]),
+    "the last layer unfrozen": (last_unfrozen, ["body.embeddings", "body.layer.0", "body.layer.1"]),
+    "half of the last layer": (
+        partly_unfrozen,
+        ["body.embeddings", *(f"body.layer.{i}" for i in range(11)), "body.layer.11.attention"],
+    ),
+    "norms of the last layers": (last_norms, ["body.embeddings", *(f"body.layer.{i}" for i in range(9))]),
+    "an encoder whose decoder has an embedding": (captioning, ["encoder"]),
+    "two bodies with heads": (
+        lambda: nn.ModuleDict({"text": classifier(), "image": classifier()}),
+        ["text.body", "image.body"],
+    ),
+}
+
+
+@pytest.mark.parametrize("make, names", NAMED.values(), ids=NAMED)
+def test_what_only_draws_is_named_where_no_gradient_has_to_pass(make, names):
+    model = make().train()
+    assert [name for finding in audit(model) for name in finding.names] == names
+    for name in names:
+        model.get_submodule(name).eval()
+    assert found(model) == []
+
+
+def test_what_moves_is_always_named():
+    model = low_rank()
+    model["body"].layer[1].output.append(nn.BatchNorm1d(2).requires_grad_(False))
+    assert found(model) == [(AWAKE, "body.layer.1.output")]
+
+
+def test_like_neighbours_are_one_finding():
+    model = classifier(layers=12)
+    model["body"].layer[11].requires_grad_(True)
+    embeddings, blocks = audit(model)
+    assert embeddings.name == "body.embeddings" and len(blocks.names) == 11
+    assert blocks.message == (
+        "'body.layer.0', 'body.layer.1', 'body.layer.2' and 8 more are frozen but in train mode: "
+        "22 modules draw at random ('body.layer.0.attention.out', 'body.layer.0.output.1' and 20 more)."
+    )
+
+
+def test_turns_of_a_gan():
+    generator, critic = net(nn.Linear(2, 2), nn.BatchNorm1d(2)), net(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
+    both, optimizers = nn.ModuleList([generator, critic]), [sgd(generator), sgd(critic)]
+    backward(critic)
+    freeze(critic, hold=False)
+    critic[1].bias.grad = torch.ones(1)  # as when the other turn's gradients are kept
+    assert found(both, optimizers) == []
+    alone = found(both, optimizers[1])
+    assert alone[-3:] == [("nothing-trainable", ""), ("stale-grad", "1.1.bias"), (AWAKE, "1")]
+
+
+# Optimizers that are not torch's --------------------------------------------------------------------------------------
+
+
+class Foreign(torch.optim.Optimizer):
+    """Keeps what it remembers under names of its own, as schedule-free ones do."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+
+    def step(self):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["z"] = torch.ones(1)
+
+
+class Wrapper:
+    """As Lookahead: another optimizer keeps the state."""
+
+    def __init__(self, optimizer):
+        self.base_optimizer, self.param_groups, self.state = optimizer, optimizer.param_groups, {}
+
+
+class Opaque(torch.Tensor):
+    """A gradient that refuses to be looked at, as packed states do."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.any:
+            raise NotImplementedError("not for this kind of tensor")
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+@pytest.mark.parametrize("make", [Foreign, lambda params: Wrapper(Foreign(params))])
+def test_a_foreign_optimizer_with_state_may_move_what_has_a_gradient_of_zero(make):
+    model = nn.Linear(2, 1)
+    optimizer = make(model.parameters())
+    model.weight.requires_grad_(False)
+    model.weight.grad = torch.zeros(1, 2)
+    assert found(model, optimizer) == []
+    getattr(optimizer, "base_optimizer", optimizer).step()
+    (finding,) = audit(model, optimizer)
+    assert (finding.rule, finding.name) == ("stale-grad", "weight")
+    assert finding.message.endswith("if this optimizer steps before zero_grad, it may move.")
+    model.weight.grad = None
+    assert found(model, optimizer) == []
+
+
+def test_what_cannot_be_looked_at_counts():
+    model = nn.Linear(2, 1)
+    optimizer = sgd(model)
+    model.weight.requires_grad_(False)
+    model.weight.grad = torch.zeros(1, 2).as_subclass(Opaque)
+    assert found(model, optimizer) == [("stale-grad", "weight")]
+    model.weight.grad = torch.zeros(1, 2)
+    optimizer.state[model.weight]["exp_avg"] = torch.zeros(1, 2).as_subclass(Opaque)
+    assert found(model, optimizer) == [("stale-grad", "weight")]
+
+
+def test_an_optimizer_of_frozen_parameters_only_beside_one_at_work_is_no_finding():
+    model = net()
+    optimizers = [sgd(model[0]), sgd(model[1])]
+    freeze(model, "0.*")
+    assert found(model, optimizers) == []
+    assert found(model, optimizers[0]) == [
+        ("trainable-in-no-optimizer", "1.weight"), ("trainable-in-no-optimizer", "1.bias"), ("nothing-trainable", "")
+    ]  # fmt: skip

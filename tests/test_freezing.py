@@ -1,4 +1,4 @@
-"""freeze keeps every entry of the frozen part's state_dict still; unfreeze gives back exactly what was before."""
+"""What is frozen neither moves nor draws, whatever train() is called; unfreeze gives back what was before, exactly."""
 
 import copy
 import re
@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from helpers._frozen import frozen_modules
-from helpers.freezing import freeze, unfreeze
+from helpers.freezing import freeze, frozen_modules, held_parts, unfreeze
 
 
 def resnet():
@@ -144,9 +143,7 @@ def test_nothing_frozen_changes_in_train_mode(make):
     assert flags(net) == {name: name.startswith("2.") for name in flags(net)}
     # The features of a fresh MobileNetV2 are too small to move the head's weight.
     assert {"2.bias"} <= steps(net.train(), x) <= {"2.weight", "2.bias"}
-    assert {type(module) for name, module in net.named_modules() if not module.training} == {
-        type(module) for module in net.modules() if isinstance(module, nn.modules.batchnorm._NormBase)
-    }
+    assert {name for name, mode in modes(net).items() if not mode} == {f"0.{name}".strip(".") for name in modes(net[0])}
 
 
 @pytest.mark.parametrize("make", [resnet, norms, nested, materialized])
@@ -158,14 +155,6 @@ def test_features_of_one_image_do_not_depend_on_its_batch(make):
     freeze(net)
     net.train()
     torch.testing.assert_close(net(x[:1]), net(torch.cat([x[:1], x[2:] + 5]))[:1], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("make", [mobilenet, transformer])
-def test_dropout_in_a_frozen_part_is_left_alone(make):
-    net, x = make()
-    freeze(net)
-    net.train()
-    assert not torch.equal(net(x), net(x))
 
 
 @zoo
@@ -238,7 +227,7 @@ def test_a_frozen_layer_passes_the_gradient_on():
     assert [layer.weight.grad is not None for layer in net] == [True, False, True]
 
 
-# Which norm layers
+# What is held
 
 
 def drifts(norm):
@@ -247,25 +236,18 @@ def drifts(norm):
     return not torch.equal(before, norm.num_batches_tracked)
 
 
-def test_norm_stats_false_sets_flags_only():
+def test_hold_false_sets_flags_only():
     net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     before = modes(net)
-    assert freeze(net, norm_stats=False) == list(flags(net))
+    assert freeze(net, hold=False) == list(flags(net))
     assert modes(net.train()) == before and drifts(net[1]) and not any(flags(net).values())
     freeze(net)
     assert not drifts(net.train()[1])
-    freeze(net, norm_stats=False)
+    freeze(net, hold=False)
     assert not drifts(net.train()[1])
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d, partial(nn.InstanceNorm1d, affine=True)])
-def test_norm_without_statistics_is_left_alone(norm):
-    net = norm(3, track_running_stats=False)
-    freeze(net)
-    assert net.training and not net.eval().training and net.train().training
-
-
-def test_norm_is_held_only_when_all_its_parameters_are_frozen():
+def test_a_part_is_held_only_when_all_its_parameters_are_frozen():
     net = nn.Sequential(nn.BatchNorm1d(3))
     freeze(net, "0.weight")
     assert drifts(net.train()[0])
@@ -275,7 +257,7 @@ def test_norm_is_held_only_when_all_its_parameters_are_frozen():
     assert drifts(net[0])
 
 
-def test_norm_without_parameters_follows_the_module_around_it():
+def test_a_module_without_parameters_follows_the_module_around_it():
     net, _ = nested()
     plain = net.plain[0][0]
     freeze(net, "block.*")
@@ -290,14 +272,15 @@ def test_norm_without_parameters_follows_the_module_around_it():
     assert drifts(plain)
 
 
-def test_norm_layers_frozen_by_hand_are_held_only_while_freeze_holds_them():
+def test_what_was_frozen_by_hand_is_held_with_the_part_that_freeze_completes():
     net = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).requires_grad_(False)
     freeze(net, "0.bias")
-    assert [drifts(norm) for norm in net.train()] == [False, True]
+    assert [drifts(norm) for norm in net.train()] == [False, False]
     freeze(net)
     unfreeze(net, "1.*")
-    assert [drifts(norm) for norm in net.train()] == [False, True]
-    assert unfreeze(net) == ["0.weight", "0.bias"]
+    assert [drifts(norm) for norm in net.train()] == [False, False]  # all of it is frozen, and some of it by freeze
+    with pytest.warns(UserWarning, match=r"these stay frozen: 1.weight, 1.bias\. "):
+        assert unfreeze(net) == ["0.weight", "0.bias"]
     assert [drifts(norm) for norm in net] == [True, True] and not any(flags(net).values())
 
 
@@ -308,9 +291,7 @@ def test_module_without_parameters():
         freeze(layer)
     assert not drifts(net.train()[1])
     unfreeze(net, "0.*")
-    assert drifts(net[1])
-    freeze(net[1])
-    assert not drifts(net.train()[1])
+    assert not drifts(net[1])  # it was frozen by itself
     assert unfreeze(net) == [] and drifts(net[1])
 
 
@@ -331,7 +312,6 @@ def test_unfreezing_one_part_leaves_the_others():
     net.train()
     assert unfreeze(net, "2.*") == ["2.0.weight", "2.0.bias", "2.1.weight", "2.1.bias"]
     assert [drifts(block[1]) for block in net] == [False, False, True]
-    net[0][1].weight.requires_grad_(True)
     unfreeze(net, "1.*")
     assert [drifts(block[1]) for block in net] == [False, True, True]
 
@@ -373,7 +353,7 @@ def test_unfreeze_gives_the_mode_that_was_asked_last(first, then):
     for mode in then:
         assert net.train(mode) is net and net[1].train(mode) is net[1]
         twin.train(mode)
-        assert not net[1].training and net[2].training == mode
+        assert not any(modes(net).values())
     unfreeze(net)
     assert modes(net) == modes(twin)
 
@@ -392,7 +372,8 @@ def test_unfreeze_leaves_what_was_frozen_by_hand_before_or_beside():
     net[0].requires_grad_(False)
     freeze(net, "1.*")
     net[2].bias.requires_grad_(False)
-    assert unfreeze(net) == ["1.weight", "1.bias"]
+    with pytest.warns(UserWarning, match="these stay frozen: 0.weight, 0.bias, 2.bias. Either freeze"):
+        assert unfreeze(net) == ["1.weight", "1.bias"]
     assert [name for name, flag in flags(net).items() if not flag] == ["0.weight", "0.bias", "2.bias"]
 
 
@@ -462,21 +443,19 @@ def test_a_train_method_of_the_layers_own_is_respected():
 
     net = nn.Sequential(Stubborn(3))
     freeze(net)
-    net.eval()
-    assert not net[0].drop.training
     net.train()
-    assert net[0].drop.training and not net[0].training
+    assert not net[0].drop.training and not net[0].training
     unfreeze(net)
-    assert not net[0].training
+    assert net[0].drop.training and not net[0].training
 
     calls = []
     layer = nn.BatchNorm1d(3)
     layer.train = own = calls.append
     freeze(layer)
-    layer.train(False)
-    assert calls == [False]
+    layer.train()
+    assert calls == [False, False] and not layer.training
     unfreeze(layer)
-    assert layer.train is own
+    assert layer.train is own and calls[2:] == [True, True]
 
 
 def test_wrong_mode_is_still_refused():
@@ -599,7 +578,7 @@ def test_wrong_types_say_what_to_pass(call):
         (lambda net: freeze(net[1], "*"), "no parameter name matches '*'; nearest: there are none"),
         (
             lambda net: unfreeze(net.requires_grad_(False)),
-            "'*' matches nothing that freeze() froze; frozen without it: 0.weight, 0.bias, 2.weight. "
+            "'*' matches nothing that freeze() froze; frozen without it: 0.weight, 0.bias, 2.weight and 1 more. "
             "unfreeze() is an undo: to train these, set requires_grad_(True)",
         ),
     ],
@@ -654,7 +633,7 @@ class Predicted:
     """Flags, records and modes by name; tied weights share one key."""
 
     def __init__(self, tree):
-        self.modes, self.keys, self.norms = {}, {}, []
+        self.modes, self.keys = {}, {}
         self.walk(tree, "")
         self.flags = dict.fromkeys(self.keys.values(), True)
         self.records, self.held = {}, set()
@@ -664,11 +643,9 @@ class Predicted:
         if isinstance(tree, list):
             for index, part in enumerate(tree):
                 self.walk(part, f"{name}.{index}".lstrip("."))
-            return
-        for own in LEAVES[tree]:
-            self.keys[f"{name}.{own}"] = "shared" if (tree, own) == ("tied", "weight") else f"{name}.{own}"
-        if tree in ("norm", "plain"):
-            self.norms.append(name)
+        else:
+            for own in LEAVES[tree]:
+                self.keys[f"{name}.{own}"] = "shared" if (tree, own) == ("tied", "weight") else f"{name}.{own}"
 
     def match(self, patterns):
         def one(pattern):
@@ -678,18 +655,24 @@ class Predicted:
 
         return [one(pattern) for pattern in patterns]
 
-    def deciding(self, norm):
-        part = norm
-        while True:
-            keys = {key for name, key in self.keys.items() if not part or name.startswith(part + ".")}
-            if keys or not part:
-                return keys
+    def within(self, part):
+        return {key for name, key in self.keys.items() if not part or name.startswith(part + ".")}
+
+    def decided(self, part, decide, otherwise):
+        """By the parameters within a part; without any, by those of the part around it."""
+        while not self.within(part):
+            if not part:
+                return otherwise
             part = part.rpartition(".")[0]
+        return decide(self.within(part))
+
+    def frozen(self, part, otherwise):
+        return self.decided(part, lambda keys: not any(self.flags[key] for key in keys), otherwise)
 
     def names(self, keys):
         return [name for name, key in self.keys.items() if key in keys]
 
-    def freeze(self, patterns, norm_stats):
+    def freeze(self, patterns, hold):
         groups = self.match(patterns or ["*"])
         if patterns and not all(groups):
             return ValueError
@@ -697,11 +680,11 @@ class Predicted:
         for key in matched:
             self.records[key] = self.records.get(key) or self.flags[key]
             self.flags[key] = False
-        for norm in self.norms:
-            keys = self.deciding(norm)
-            frozen = keys & matched and not any(self.flags[key] for key in keys)
-            if norm_stats and (frozen or not patterns):
-                self.held.add(norm)
+        frozen = {part for part in self.modes if hold and self.frozen(part, otherwise=not patterns)}
+        for part in frozen:
+            topmost = part == "" or part.rpartition(".")[0] not in frozen
+            if topmost and (not patterns or self.within(part) & matched):
+                self.held |= {inner for inner in self.modes if f"{inner}.".startswith(f"{part}." if part else "")}
         return self.names(matched)
 
     def unfreeze(self, patterns):
@@ -716,11 +699,13 @@ class Predicted:
         restored = matched & self.records.keys()
         for key in restored:
             self.flags[key] = self.records.pop(key)
-        for norm in list(self.held):
-            keys = self.deciding(norm)
-            still = keys & self.records.keys() and not any(self.flags[key] for key in keys)
-            if (keys & matched or not patterns) and not still:
-                self.held.remove(norm)
+        stay = set()
+        for part in sorted(self.held):  # parents first
+            ours = part.rpartition(".")[0] in stay if part else False
+            ours = ours or self.decided(part, lambda keys: bool(keys & self.records.keys()), otherwise=bool(patterns))
+            if ours and self.frozen(part, otherwise=True):
+                stay.add(part)
+        self.held = stay
         return self.names(restored)
 
     def train(self, part, mode):
@@ -732,8 +717,6 @@ class Predicted:
 def check(net, predicted):
     assert flags(net) == {name: predicted.flags[key] for name, key in predicted.keys.items()}
     assert modes(net) == {name: mode and name not in predicted.held for name, mode in predicted.modes.items()}
-    for name in predicted.norms:
-        assert drifts(net.get_submodule(name)) == (predicted.modes[name] and name not in predicted.held)
 
 
 def called(function, *args, **kwargs):
@@ -743,6 +726,7 @@ def called(function, *args, **kwargs):
         return ValueError
 
 
+@pytest.mark.filterwarnings("ignore:these stay frozen")
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(tree=trees, data=st.data())
 def test_random_sequences_are_as_predicted(tree, data):
@@ -762,8 +746,8 @@ def test_random_sequences_are_as_predicted(tree, data):
             net.get_submodule(part).train(mode)
             predicted.train(part, mode)
         elif action == "freeze":
-            chosen, norm_stats = data.draw(patterns), data.draw(st.sampled_from([True, True, False]))
-            assert called(freeze, net, *chosen, norm_stats=norm_stats) == predicted.freeze(chosen, norm_stats)
+            chosen, hold = data.draw(patterns), data.draw(st.sampled_from([True, True, False]))
+            assert called(freeze, net, *chosen, hold=hold) == predicted.freeze(chosen, hold)
         else:
             chosen = data.draw(patterns)
             assert called(unfreeze, net, *chosen) == predicted.unfreeze(chosen)
@@ -772,10 +756,351 @@ def test_random_sequences_are_as_predicted(tree, data):
     assert flags(net) == initial and modes(net) == predicted.modes and attributes(net) == left
 
 
-def test_what_counts_as_frozen_is_decided_by_a_modules_own_parameters_tied_ones_too():
+def test_what_counts_as_frozen_is_decided_by_all_parameters_in_a_module_tied_ones_too():
     block = nn.TransformerEncoderLayer(4, 2, 4)
     block.self_attn.requires_grad_(False).out_proj.requires_grad_(True)
-    assert frozen_modules(block)["self_attn"] and not frozen_modules(block)["self_attn.out_proj"]
+    assert not any(frozen_modules(block).values())
     tied = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), nn.Linear(2, 2))
     tied[1].weight = tied[0].weight.requires_grad_(False)
     assert frozen_modules(tied) == {"": False, "0": True, "1": True, "2": False}
+
+
+# Every kind of thing that moves or draws in train mode
+
+
+class OtherNorm(nn.Module):
+    """A norm layer that is none of torch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(6))
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+        return (x - self.mean) * self.scale
+
+
+class Codebook(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("codes", torch.randn(8, 6))
+
+    def forward(self, x):
+        near = torch.cdist(x, self.codes).argmin(1)
+        if self.training:
+            self.codes[near] = self.codes[near].lerp(x.detach(), 0.2)
+        return self.codes[near]
+
+
+class Functional(nn.Linear):
+    """Dropout by function."""
+
+    def __init__(self):
+        super().__init__(6, 6)
+
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+
+class Attention(nn.Module):
+    """As in transformers: the probability is the Dropout's, the mode is asked of the module around it."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.drop = nn.Linear(6, 18), nn.Dropout(0.5)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x)[None].chunk(3, -1)
+        dropped = self.drop.p if self.training else 0.0
+        return nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropped)[0]
+
+
+class Recurrent(nn.LSTM):
+    def __init__(self):
+        super().__init__(6, 6, num_layers=2, dropout=0.5)
+
+    def forward(self, x):
+        return super().forward(x)[0]
+
+
+class Path(nn.Module):
+    """Drop path: leaves out a branch at random."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch, self.drop_prob = nn.Linear(6, 6), 0.5
+
+    def forward(self, x):
+        kept = torch.rand(len(x), 1) > self.drop_prob if self.training else 1
+        return x + self.branch(x) * kept
+
+
+class Layers(nn.Module):
+    """Layer drop: leaves out a layer at random, for all examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.layerdrop = nn.ModuleList(nn.Linear(6, 6) for _ in range(8)), 0.5
+
+    def forward(self, x):
+        for layer in self.layers:
+            if not self.training or torch.rand(()) > self.layerdrop:
+                x = layer(x)
+        return x
+
+
+KINDS = {
+    "BatchNorm": lambda: nn.BatchNorm1d(6),
+    "InstanceNorm": lambda: nn.Sequential(
+        nn.Unflatten(1, (3, 2)), nn.InstanceNorm1d(3, affine=True, track_running_stats=True), nn.Flatten()
+    ),
+    "another library's norm": OtherNorm,
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)),
+    "spectral norm by a hook": lambda: nn.utils.spectral_norm(nn.Linear(6, 6)),
+    "codebook": Codebook,
+    "Dropout": lambda: nn.Sequential(nn.Linear(6, 6), nn.Dropout()),
+    "dropout by function": Functional,
+    "dropout in attention": Attention,
+    "MultiheadAttention": lambda: nn.TransformerEncoderLayer(6, 2, 6),
+    "dropout in an LSTM": Recurrent,
+    "drop path": Path,
+    "layer drop": Layers,
+}
+TRAINS = {
+    "of the model": lambda net: net.train(),
+    "of the part": lambda net: net[0].train(),
+    "of each module": lambda net: [module.train() for module in net.modules()],
+    "of each child, from within": lambda net: [module.train() for module in reversed(list(net.modules()))],
+}
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor", "ignore:`torch.nn.utils.weight_norm`")
+@pytest.mark.parametrize("train", TRAINS.values(), ids=TRAINS)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_each_kind_neither_moves_nor_draws(kind, train):
+    net, x = nn.Sequential(nn.Sequential(nn.Linear(6, 6), kind()), nn.Linear(6, 2)), torch.randn(16, 6)
+    net[0](x), net[0](x)
+    before = copy.deepcopy(net[0].state_dict())
+    first, again = net[0](x), net[0](x)
+    moved = any(not torch.equal(entry, before[name]) for name, entry in net[0].state_dict().items())
+    assert moved or not torch.equal(first, again)
+    freeze(net, "0.*")
+    expected = net.eval()(x)
+    train(net)
+    assert torch.equal(net(x), expected)
+    assert steps(net, x) <= {"1.weight", "1.bias"}
+    assert torch.equal(net[0](x), net[0](x)) and not any(modes(net[0]).values())
+    unfreeze(net)
+    assert all(modes(net[0]).values())
+
+
+# Looked at when train() is called
+
+
+def test_a_new_head_in_a_model_that_was_frozen_whole_trains_with_its_dropout_on():
+    net = nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.Dropout()), nn.Dropout(), nn.Linear(3, 2))
+    freeze(net)
+    assert not any(modes(net.train()).values())
+    net[2] = nn.Sequential(nn.Dropout(), nn.Linear(3, 2))
+    assert {name for name, mode in modes(net.train()).items() if mode} == {"", "1", "2", "2.0", "2.1"}
+    for child in net.children():
+        child.train()
+    assert {name for name, mode in modes(net).items() if mode} == {"", "1", "2", "2.0", "2.1"}
+    net.eval()
+    assert not any(modes(net).values())
+    net[1].train()  # alone, as a framework may
+    assert net[1].training
+
+
+@pytest.mark.parametrize("through", [lambda net, path: net, through_deepcopy, through_file])
+def test_a_part_unfrozen_by_other_means_is_held_no_more(through, tmp_path):
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout())
+    freeze(net)
+    net = through(net, tmp_path / "net.pt")
+    net.requires_grad_(True)
+    assert all(modes(net.train()).values()) and drifts(net[1])
+    freeze(net)
+    assert not any(modes(net).values())
+
+
+def test_a_framework_that_puts_modes_back_by_assignment_finds_them_as_they_were():
+    net = nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.Dropout()), nn.Linear(3, 2))
+    freeze(net, "0.*")
+    net.train()
+    before = {module: module.training for module in net.modules()}
+    net.eval()
+    for module, mode in before.items():
+        module.training = mode
+    assert not net[0][1].training and net[1].training
+    unfreeze(net)
+    assert not net[0].training  # eval() was asked last
+
+
+def test_statistics_are_left_alone_by_update_bn_and_reset():
+    data = (3 + 5 * torch.randn(64, 6)).split(16)
+    net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6), nn.BatchNorm1d(6))
+    for batch in data:
+        net(batch)
+    freeze(net, "0.*", "1.*")
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    before = copy.deepcopy(averaged.state_dict())
+    torch.optim.swa_utils.update_bn(data, averaged)
+    changed = [name for name, entry in averaged.state_dict().items() if not torch.equal(entry, before[name])]
+    assert changed == ["module.3.running_mean", "module.3.running_var"]
+    still = net[1].running_mean.clone()
+    net[1].reset_running_stats()
+    assert torch.equal(net[1].running_mean, still)
+    net.requires_grad_(True)
+    net[1].reset_running_stats()
+    assert not net[1].running_mean.any()
+    freeze(net)
+    unfreeze(net)
+    net[1](data[0])
+    net[1].reset_running_stats()
+    assert not net[1].running_mean.any() and "reset_running_stats" not in vars(net[1])
+
+
+# Modules that are traced, and layers that are swapped
+
+
+class BatchNormAct(nn.BatchNorm2d):
+    """As in timm: a tracer looks into it."""
+
+    def forward(self, x):
+        mean, var = self.running_mean, self.running_var
+        return nn.functional.batch_norm(x, mean, var, self.weight, self.bias, self.training).relu()
+
+
+def body(norm=nn.BatchNorm2d):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), norm(4), nn.Dropout())
+
+
+IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def extracted(net):
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    return create_feature_extractor(net, ["1.relu"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "make",
+    [lambda: extracted(body(BatchNormAct)), lambda: torch.jit.script(body()), lambda: torch.fx.symbolic_trace(body())],
+)
+def test_what_was_traced_or_scripted_and_follows_train_is_held(make):
+    net = make()
+    net(IMAGES)
+    before = copy.deepcopy(net.state_dict())
+    freeze(net)
+    net.train()
+    first, again = ((y if isinstance(y := net(IMAGES), torch.Tensor) else y["1.relu"]) for _ in range(2))
+    assert torch.equal(first, again)
+    assert all(torch.equal(entry, before[name]) for name, entry in net.state_dict().items())
+    unfreeze(net)
+    net(IMAGES)
+    assert any(not torch.equal(entry, before[name]) for name, entry in net.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("pattern", [(), ("1.*",), ("0.*",)])
+def test_a_trace_in_train_mode_cannot_be_held(pattern):
+    def traced(net):
+        return torch.jit.trace(net, IMAGES, check_trace=False)
+
+    net = traced(body())
+    if pattern == ("0.*",):
+        assert freeze(net, *pattern) == ["0.weight", "0.bias"]
+        return
+    before = flags(net), modes(net)
+    with pytest.raises(ValueError, match=r"traced in train mode.*freeze before tracing"):
+        freeze(net, *pattern)
+    assert (flags(net), modes(net)) == before
+    assert freeze(net, *pattern, hold=False)
+    assert freeze(traced(body().eval()), *pattern)
+
+
+def test_a_part_of_an_extractor_cannot_be_held():
+    net = extracted(body(BatchNormAct))
+    with pytest.raises(ValueError, match="the model was traced in train mode"):
+        freeze(net, "1.*")
+    assert all(flags(net).values())
+    frozen = body(BatchNormAct)
+    freeze(frozen, "1.*")
+    before = frozen[1].running_mean.clone()
+    extracted(frozen).train()(IMAGES)
+    assert torch.equal(frozen[1].running_mean, before)
+
+
+def test_unfreeze_says_what_a_swapped_layer_has_forgotten():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    freeze(net, "0.*", "1.*")
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    with pytest.warns(
+        UserWarning, match=r"these stay frozen: 1.weight, 1.bias. .*layer was swapped.*requires_grad_\(True\)"
+    ):
+        assert unfreeze(net) == ["0.weight", "0.bias"]
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(freeze(body := nn.Sequential(nn.BatchNorm2d(4))) and body)
+    assert not any(modes(net.train()).values())  # by the module around it
+
+
+def test_held_parts_are_the_topmost():
+    net = nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), nn.Linear(3, 3), nn.Linear(3, 2))
+    assert held_parts(net) == []
+    freeze(net, "0.*", "1.*")
+    assert held_parts(net) == ["0", "1"]
+    freeze(net)
+    assert held_parts(net) == [""]
+    net[2].requires_grad_(True)
+    assert held_parts(net) == ["0", "1"]
+    dropout = nn.Dropout()
+    freeze(dropout)
+    assert held_parts(dropout) == [""] and held_parts(nn.Sequential(dropout, nn.Linear(2, 2))) == ["0"]
+
+
+def test_a_name_is_taken_before_it_is_read_as_a_glob():
+    net = nn.ModuleDict({"head": nn.ParameterDict({"b[0]": torch.ones(2), "b0": torch.ones(2)})})
+    assert freeze(net, *dict(net.named_parameters())) == ["head.b0", "head.b[0]"]
+    assert unfreeze(net, "head.b[0]") == ["head.b[0]"]
+
+
+def test_norm_stats_names_hold():
+    with pytest.raises(TypeError, match=r"has no norm_stats: hold=True.*hold=False sets flags only"):
+        freeze(nn.Linear(2, 2), norm_stats=False)
+
+
+def test_checkpoint_wrappers_rename_nothing_that_matters():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    net = nn.Sequential(checkpoint_wrapper(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))), nn.Linear(3, 1))
+    names = freeze(net, "0.*")
+    assert len(names) == 4 and names == [name for name in flags(net) if name.startswith("0.")]
+    assert not net.train()[0].training and steps(net, torch.randn(4, 3)) == {"1.weight", "1.bias"}
+    assert unfreeze(net) == names
+    assert len(freeze(checkpoint_wrapper(nn.Linear(2, 2)))) == 2
+
+
+def test_the_cost_of_train_grows_linearly():
+    import sys
+
+    def calls(layers):
+        net = nn.Sequential(*(nn.Sequential(nn.Linear(1, 1), nn.Dropout()) for _ in range(layers)), nn.Dropout())
+        freeze(net)
+        net.append(nn.Linear(1, 1))
+        count = 0
+
+        def count_call(*_):
+            nonlocal count
+            count += 1
+
+        sys.setprofile(count_call)
+        try:
+            net.train()
+        finally:
+            sys.setprofile(None)
+        return count
+
+    assert calls(400) < 11 * calls(40)

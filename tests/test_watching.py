@@ -10,6 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as module_hooks
 from torchvision.models import resnet18
 
+from helpers.lessons.ranks import alone
 from helpers.memory import saved_tensors
 from helpers.report import parameters
 from helpers.watching import watch
@@ -131,7 +132,10 @@ def test_replaced_module_and_what_came_and_went():
         net.append(nn.PReLU())
     assert seen.changed == ["1.weight", "1.bias", "1.0.weight", "2.weight"]
     assert seen.unexpected == ["1.weight", "1.bias"]
-    assert str(seen) == "4 of 6 entries changed, 2 of them meant to be frozen: 1.weight, 1.bias"
+    assert str(seen) == (
+        "4 of 6 entries changed, 2 of them meant to be frozen: 1.weight, 1.bias; "
+        "trainable and unmoved: 0.weight, 0.bias"
+    )
 
 
 def test_meant_to_be_frozen_is_judged_at_the_start():
@@ -280,9 +284,9 @@ def test_lists_are_there_after_the_block_only():
     net = nn.Linear(1, 1)
     seen = watch(net)
     assert str(seen) == "nothing compared yet: the block has not ended"
-    message = "watch compares when its block ends: read changed and unexpected after the with block"
+    message = "watch compares when its block ends: read its lists after the with block"
     with seen:
-        for name in ("changed", "unexpected"):
+        for name in ("changed", "unexpected", "unmoved"):
             with pytest.raises(RuntimeError, match=f"^{message}$"):
                 getattr(seen, name)
         assert "not ended" in str(seen)
@@ -355,3 +359,128 @@ def test_looking_changes_nothing(look):
     before = state(net, optimizer)
     look(net, optimizer)
     assert state(net, optimizer) == before
+
+
+# Tensors whose values are not reached as others are
+
+
+def quantized(scale=0.1):
+    values = torch.arange(-3.0, 3.0).view(2, 3)
+    scales, zeros = torch.tensor([scale, 0.2]), torch.zeros(2, dtype=torch.int64)
+    return {
+        "per tensor": torch.quantize_per_tensor(values, scale, 0, torch.qint8),
+        "per channel": torch.quantize_per_channel(values, scales, zeros, 0, torch.qint8),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # quantization is deprecated
+@pytest.mark.parametrize("kind", quantized())
+def test_quantized_tensors_are_compared_by_their_integers_and_scales(kind):
+    net = nn.Module()
+    net.register_buffer("kept", quantized()[kind])
+    net.register_buffer("same", quantized()[kind])
+    net.register_buffer("scaled", quantized()[kind])
+    net.register_buffer("moved", quantized()[kind])
+    with watch(net) as seen:
+        net.same = net.same.clone()
+        net.scaled = quantized(0.3)[kind]
+        net.moved.copy_(torch.zeros(2, 3))
+    assert seen.changed == ["scaled", "moved"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantized_model_does_not_end_the_process():
+    body = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), {nn.Linear}, dtype=torch.qint8)
+    model = nn.Sequential(body, nn.Linear(4, 2))
+    with watch(model) as seen:
+        model(torch.randn(3, 4))
+        model[1].weight.data.add_(1)
+    assert seen.changed == ["1.weight"]
+
+
+def test_sharded_models():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    with alone():
+        mesh = init_device_mesh("cpu", (1,))
+        model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 2))
+        for part in (*model, model):
+            fully_shard(part, mesh=mesh)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with watch(model) as seen:
+            model(torch.randn(3, 4)).sum().backward()
+            optimizer.step()
+            with torch.no_grad():
+                model[0].bias.to_local().add_(1)
+        assert seen.changed == ["0.bias", "1.weight", "1.bias"] and seen.unexpected == ["0.bias"]
+        assert seen.unmoved == []
+
+
+# What belongs to what
+
+
+def frozen_block():
+    return nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)).requires_grad_(False)
+
+
+@pytest.mark.parametrize("wrap", ["checkpoint", "compiled", "compiled child", "data parallel"])
+def test_what_renames_entries_changes_nothing_about_what_was_meant(wrap):
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    block = frozen_block()
+    if wrap == "checkpoint":
+        model = nn.Sequential(checkpoint_wrapper(block), nn.Linear(6, 2))
+    elif wrap == "compiled child":
+        model = nn.Sequential(torch.compile(block, backend="eager"), nn.Linear(6, 2))
+    else:
+        model = nn.Sequential(block, nn.Linear(6, 2))
+        model = torch.compile(model, backend="eager") if wrap == "compiled" else nn.DataParallel(model)
+    with watch(model) as seen:
+        model(torch.randn(8, 6))
+        with torch.no_grad():
+            block[0].weight.add_(1)
+    assert len(seen.changed) == 4 and seen.unexpected == seen.changed
+    assert seen.unmoved == [
+        name for name in model.state_dict() if name.endswith(("1.weight", "1.bias")) and "0." not in name
+    ]
+
+
+class Packed(nn.Linear):
+    """As 4-bit layers do: the quantization state of the weight is in the state_dict, under the weight's name."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.absmax = torch.ones(2)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight.absmax"] = self.absmax
+
+
+def test_what_belongs_to_a_frozen_parameter_is_meant_to_be_frozen():
+    model = nn.Sequential(Packed())
+    model[0].weight.requires_grad_(False)
+    with watch(model) as seen:
+        model[0].absmax.mul_(2)
+    assert seen.unexpected == ["0.weight.absmax"]
+    model[0].weight.requires_grad_(True)
+    with watch(model) as seen:
+        model[0].absmax.mul_(2)
+    assert seen.changed == ["0.weight.absmax"] and seen.unexpected == []
+
+
+def test_unmoved_are_the_trainable_entries_that_did_not_change():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1))
+    model[1].requires_grad_(False)
+    tied = model[2].weight
+    with watch(model) as seen:
+        pass
+    assert seen.unmoved == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert str(seen) == "0 of 6 entries changed, none meant to be frozen"
+    with watch(model) as seen:
+        tied.data.add_(1)
+        model[0].requires_grad_(False)  # counted as when the block began
+    assert seen.unmoved == ["0.weight", "0.bias", "2.bias"]
+    shown = "1 of 6 entries changed, none meant to be frozen; trainable and unmoved: 0.weight, 0.bias, 2.bias"
+    assert str(seen) == shown
