@@ -13,7 +13,7 @@ from helpers.auditing import RULES
 project = "Who gets a gradient?"
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
 root_doc = "README"
-include_patterns = ["README.md", "CONTRIBUTING.md", "docs/*", "notebooks/**"]
+include_patterns = ["README.md", "CONTRIBUTING.md", "docs/*", "docs/rules/*", "notebooks/**"]
 exclude_patterns = ["docs/contents.md", ".*", "**/.*", "build"]
 # Solutions repeat each exercise under the heading that it has in its lesson, where it is one level deeper.
 suppress_warnings = ["myst.header"]
@@ -38,11 +38,23 @@ html_use_index = html_domain_indices = False  # the search finds what they list
 
 
 class AuditRules(SphinxDirective):
-    """A section for each rule of `audit`: its name, and what its docstring says."""
+    """The pages of the rules of `audit`, each with the sentence that its docstring begins with."""
 
     def run(self) -> list[nodes.Node]:
-        sections = [f"{name}\n{'-' * len(name)}\n\n{inspect.getdoc(rule)}" for name, rule in RULES.items()]
-        return self.parse_text_to_nodes("\n\n".join(sections), allow_section_headings=True)
+        pages = "".join(f"\n   rules/{name}" for name in RULES)
+        sentences = {name: " ".join(inspect.getdoc(rule).split("\n\n")[0].split()) for name, rule in RULES.items()}
+        listed = "".join(f"\n:doc:`{name} <rules/{name}>`\n   {told}\n" for name, told in sentences.items())
+        return self.parse_text_to_nodes(f".. toctree::\n   :hidden:\n{pages}\n\n{listed}")
+
+
+def write_rule_pages(app):
+    """A page for each rule of `audit`, as its findings name it: what its docstring says."""
+    folder = Path(app.confdir, "rules")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, rule in RULES.items():
+        title = f"Rule {name}"
+        (folder / f"{name}.rst").write_text(f"{title}\n{'=' * len(title)}\n\n{inspect.getdoc(rule)}\n", "utf-8")
 
 
 def append_contents(app, docname, source):
@@ -69,6 +81,7 @@ def name_start_page(app, error):
 
 def setup(app):
     app.add_directive("audit-rules", AuditRules)
+    app.connect("builder-inited", write_rule_pages)
     app.connect("source-read", append_contents)
     app.connect("doctree-read", describe_pictures)
     app.connect("build-finished", name_start_page)
