@@ -413,13 +413,13 @@ def frozen_part_in_train_mode(case: _Case) -> _Texts:
     its forms makes equal inputs give different outputs. Eval mode of the whole part switches off both; of one Dropout
     it may not be enough, because attention reads its probability and asks the mode of the module around it.
 
-    What moves is recognized by buffers in the state_dict of a class whose code reads ``self.training``, and by spectral
-    norm's hook; what draws by torch's classes, and by a number in (0, 1] with ``drop`` or ``jitter`` in its name or the
-    name of its class. What moves is always named. What only draws is not named where the gradient has to pass through
-    it to reach something trainable: where a frozen layer stands beside trainable adapters in its block, and where (but
-    for one head) only embeddings or bare Parameters train, as in prompt tuning. There dropout is part of the recipe.
-    Nothing is named of a part whose optimizer holds only what is frozen while another has something to train, as in
-    the turns of a GAN.
+    What moves is recognized by numbers in the state_dict that are no parameters, in a class whose code uses them where
+    it asks for ``self.training``, and by spectral norm's hook; what draws by torch's classes, and by a number in (0, 1]
+    with ``drop`` or ``jitter`` in its name or the name of its class. What moves is always named. What only draws is not
+    named where the gradient has to pass through it to reach something trainable: where a frozen layer stands beside
+    trainable adapters in its block, and where (but for one head) only embeddings or bare Parameters train, as in prompt
+    tuning. There dropout is part of the recipe. Nothing is named of a part whose optimizer holds only what is frozen
+    while another has something to train, as in the turns of a GAN.
 
     >>> from helpers.freezing import freeze
     >>> body = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).requires_grad_(False)
@@ -472,26 +472,33 @@ def _moves_buffers(module: nn.Module) -> bool:
     if any(type(hook).__name__ == "SpectralNorm" for hook in module._forward_pre_hooks.values()):
         return True
     kept = set(module._buffers.keys()) - getattr(module, "_non_persistent_buffers_set", set())
-    floats = [name for name in kept if (b := module._buffers[name]) is not None and b.dtype.is_floating_point]
-    return bool(floats) and (isinstance(module, torch.jit.ScriptModule) or "training" in _names_in(module))
+    floats = {name for name in kept if (b := module._buffers[name]) is not None and b.dtype.is_floating_point}
+    if isinstance(module, torch.jit.ScriptModule) or not floats:
+        return bool(floats)
+    # In what asks for the mode, or in a method that it calls.
+    methods = _methods(module)
+    asking = [names for names in methods.values() if "training" in names]
+    called = [methods[name] for names in asking for name in names if name in methods]
+    return any(floats & names for names in asking + called)
 
 
-def _names_in(module: nn.Module) -> frozenset[str]:
-    """The names that the code of its class uses, up to nn.Module's own."""
-    return _names_in_class(type(module))  # type: ignore[arg-type]
+def _methods(module: nn.Module) -> dict[str, frozenset[str]]:
+    """The names that the code of each method of its class uses, up to nn.Module's own."""
+    return _methods_of(type(module))  # type: ignore[arg-type]
 
 
 @cache
-def _names_in_class(kind: type) -> frozenset[str]:
-    codes: list[CodeType] = []
+def _methods_of(kind: type) -> dict[str, frozenset[str]]:
+    found: dict[str, frozenset[str]] = {}
     for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
-        for member in vars(base).values():
+        for name, member in vars(base).items():
             function = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
-            if isinstance(code := getattr(inspect.unwrap(function), "__code__", None), CodeType):
-                codes.append(code)
-    for code in codes:  # grows
-        codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
-    return frozenset(name for code in codes for name in code.co_names)
+            codes = [getattr(inspect.unwrap(function), "__code__", None)]
+            for code in codes:  # grows
+                codes += [inner for inner in getattr(code, "co_consts", ()) if isinstance(inner, CodeType)]
+            used = frozenset(name for code in codes for name in getattr(code, "co_names", ()))
+            found[name] = found.get(name, frozenset()) | used  # a method may call the one that it overrides
+    return found
 
 
 def _draws(module: nn.Module) -> bool:
@@ -685,7 +692,7 @@ def misspelt_flag(case: _Case) -> _Texts:
 
 def _is_of_class(attribute: str, owner: nn.Module | nn.Parameter) -> bool:
     own = attribute.startswith("_")
-    return own or (isinstance(owner, nn.Module) and attribute in _names_in(owner))
+    return own or (isinstance(owner, nn.Module) and any(attribute in names for names in _methods(owner).values()))
 
 
 @cache

@@ -219,6 +219,13 @@ class OtherNorm(nn.Module):
             self.mean.lerp_(x.detach().mean(0), 0.1)
 
 
+class Renamed(nn.BatchNorm1d):
+    """Calls the method that it overrides."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
 class Codebook(nn.Module):
     def __init__(self):
         super().__init__()
@@ -256,6 +263,7 @@ def awake(*layers):
 awake(nn.InstanceNorm1d(2, affine=True, track_running_stats=True))
 awake(nn.BatchNorm1d(2, momentum=0.0))
 awake(OtherNorm())
+awake(Renamed(2))
 awake(nn.Linear(2, 2), Codebook())
 awake(nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)))
 with warnings.catch_warnings():
@@ -750,6 +758,20 @@ class FrozenBatchNorm(nn.Module):
         return x - self.running_mean
 
 
+class Steady(nn.Linear):
+    """As a language model of transformers: it asks for the mode, and keeps a number that never moves."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.register_buffer("final_bias", torch.ones(2))
+
+    def forward(self, x):
+        return super().forward(x) + self.final_bias
+
+    def checkpoints(self):
+        return self.training
+
+
 class OwnFlag(nn.Linear):
     """As wav2vec2's feature encoder: whether its input is to require a gradient."""
 
@@ -786,7 +808,9 @@ RIGHT = {
         nn.Linear(2, 2).requires_grad_(False), nn.Dropout(), nn.Linear(2, 1)
     ),
     "dropout without effect": lambda: net(nn.Dropout(0.0), nn.Linear(2, 2), frozen=True),
-    "nothing that moves": lambda: net(nn.Linear(2, 2), nn.LayerNorm(2), nn.ReLU(), FrozenBatchNorm(), frozen=True),
+    "nothing that moves": lambda: net(
+        nn.Linear(2, 2), nn.LayerNorm(2), nn.ReLU(), FrozenBatchNorm(), Steady(), frozen=True
+    ),
     "instance norm without statistics": lambda: net(nn.Flatten(), nn.InstanceNorm1d(2), nn.Linear(2, 2), frozen=True),
     "a flag of the class's own": lambda: net(OwnFlag(), frozen=True),
     "no flag by its underscore": lambda: net(Carries(_requires_grad=True), frozen=True),
