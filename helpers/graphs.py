@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import groupby, takewhile
+from collections.abc import Iterator, Mapping
+from itertools import chain, groupby, takewhile
 from math import inf, prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from helpers.memory import storages
+from helpers.memory import dense_parts, storages
 
 if TYPE_CHECKING:
     import networkx  # type: ignore[import-untyped]
@@ -26,9 +27,10 @@ _STYLES: dict[str, dict[str, Any]] = {
     "mixed": {"facecolor": "#F0E442", "linestyle": "-."},
     "operation": {"facecolor": "white", "linestyle": "-"},
     "pruned input": {"facecolor": "#DDDDDD", "linestyle": ":"},
+    "not in the graph": {"facecolor": "#BBBBBB", "linestyle": "-", "linewidth": 0.5},
 }
 _FONT, _CHARACTER, _LINE, _PAD, _GAP, _ROW = 8, 4.82, 10.5, 4, 18, 45  # points; the font is monospace
-_MANY_MODULES, _MANY_BOXES = 16, 500
+_MANY_MODULES, _MANY_ALIKE, _MANY_BOXES = 16, 4, 60
 
 
 def graph(output: Any, model: nn.Module | None = None) -> networkx.DiGraph:
@@ -48,18 +50,22 @@ def graph(output: Any, model: nn.Module | None = None) -> networkx.DiGraph:
       What several keep counts for the first, so the sum is the total. Not seen: tensors set on the ``ctx`` of a
       custom ``Function``, and what a hook packs into its own objects (a checkpoint keeps 0).
     - ``module``: a qualified name, if ``model`` is given. Autograd does not record it. An operation is counted to the
-      module whose parameters or buffers it takes (of several: the one around them); if it takes none, to the module
-      of the operation before it (of several: the latest).
+      module that has the parameters and buffers it takes (if none has them all: the one around them); if it takes
+      none, to the module of the operation before it (of several: the latest).
 
     A frozen parameter is pruned too. With ``model`` it is a leaf if the operation keeps it (a weight that a gradient
-    passes) or if it is the partner of a known weight or bias in a linear, convolution or norm layer.
+    passes) or if it is the partner of a known weight or bias in a linear, convolution or norm layer. Under autocast
+    the operation keeps a cast copy instead, so a frozen weight stays a pruned input there.
+
+    ``graph.graph["outside"]`` has the parameters of ``model`` that the graph does not meet, by name, each with
+    ``frozen`` and ``shape``. What FSDP has gathered for a block and sharded again is a ``"Parameter"`` without a name.
 
     Graph, gradients, versions and random state stay as they are. Hooks on saved tensors are not called, except where
     torch cannot be asked without (2.9): there a checkpoint is computed again, and counted. Time grows linearly; but
     torch 2.14 crashes as it frees a chain of some 50,000 operations that Python has walked, by whatever means.
 
-    Raises ``TypeError`` for anything but tensors, ``ValueError`` for a tensor without history, and ``RuntimeError``
-    when backward has freed the saved tensors.
+    Raises ``TypeError`` for anything but tensors, and says which fields of a library's output object are tensors;
+    ``ValueError`` for a tensor without history; ``RuntimeError`` when backward has freed the saved tensors.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
@@ -87,14 +93,13 @@ def graph(output: Any, model: nn.Module | None = None) -> networkx.DiGraph:
                 keys[below] = len(keys)
                 nodes.append(below)
 
-    own = [*model.named_parameters(), *model.named_buffers()] if model else []
-    named = {id(tensor): name for name, tensor in own}
-    counted = {storage._cdata for storage in storages(tensor for _, tensor in own)}
+    own = _Own(model)
+    counted = {storage._cdata for storage in storages(own.tensors.values())}
     found = networkx.DiGraph()
     for node in nodes:
         name = node.name().removeprefix("torch::autograd::")
         if name == "AccumulateGrad":
-            _add_leaf(found, node.variable, named.get(id(node.variable)))
+            _add_leaf(found, node.variable, own.name(node.variable))
         else:
             _add(found, "operation", name)
     found.add_edges_from((keys[below], key) for node, key in keys.items() for below, _ in node.next_functions if below)
@@ -115,43 +120,55 @@ def graph(output: Any, model: nn.Module | None = None) -> networkx.DiGraph:
                 counted.add(storage._cdata)
                 attributes["saved_bytes"] += storage.nbytes()
 
-        known: list[Any] = [tensor for tensor in kept if id(tensor) in named]
-        owners = {name.rpartition(".")[0] for name in takes.union(named[id(tensor)] for tensor in known)}
-        if model and len(owners) == 1 and any(word in attributes["name"] for word in _WEIGHT_AND_BIAS):
-            known += [getattr(model.get_submodule(*owners), part, node) for part in ("weight", "bias")]
-        for tensor in known:
-            name = named.get(id(tensor))
+        known = [name for tensor in kept if (name := own.name(tensor))]
+        homes = own.homes(takes.union(known))
+        partners: list[Any] = []
+        if len(homes) == 1 and any(word in attributes["name"] for word in _WEIGHT_AND_BIAS):
+            partners = [own.slots[homes[0]].get(part, node) for part in ("weight", "bias")]
+        for tensor in [own.tensors[name] for name in known] + partners:
             if pruned and tensor is None:  # a layer without bias
                 pruned -= 1
-            elif pruned and isinstance(tensor, nn.Parameter) and not tensor.requires_grad and name not in takes:
-                pruned -= 1
-                takes.add(name)
-                if name not in leaves:
-                    leaves[name] = _add_leaf(found, tensor, name)
-                found.add_edge(leaves[name], key)
+            elif pruned and isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
+                name = own.name(tensor)
+                if name not in takes:
+                    pruned -= 1
+                    takes.add(name)
+                    if name not in leaves:
+                        leaves[name] = _add_leaf(found, tensor, name)
+                    found.add_edge(leaves[name], key)
         if model:
             before = max((source for source in inputs if source in latest), key=latest.__getitem__, default=None)
             inherited = "" if before is None else found.nodes[before]["module"]
-            attributes["module"] = _around(owners) if owners else inherited
+            attributes["module"] = homes[0] if homes else inherited
         latest[key] = len(latest)
         for _ in range(pruned):
             found.add_edge(_add(found, "pruned", "None", module=attributes["module"]), key)
+    found.graph["outside"] = {
+        name: {"frozen": not tensor.requires_grad, "shape": tuple(tensor.shape)}
+        for name, tensor in own.tensors.items()
+        # Of FSDP's shards the graph meets what was gathered.
+        if isinstance(tensor, nn.Parameter)
+        and not (is_lazy(tensor) or name in leaves or hasattr(tensor, "_local_tensor"))
+    }
     return found
 
 
 def draw(graph: networkx.DiGraph, ax: Axes | None = None, by: str = "op") -> Axes:
     """Draw what ``graph`` gave: inputs at the top, the output at the bottom, arrows from what is used to what uses it.
 
-    ``by="op"``: a box for every operation, leaf and pruned input. ``by="module"``: a box for every module, as deep as
-    16 boxes allow (ResNet-18: ``conv1``, ``bn1``, ``layer1.0`` ... ``fc``), with the parameters that the graph meets
-    there; pruned inputs are shown where the graph begins. Both write the bytes saved for backward. The color of a box,
-    its edge and its text each tell trainable from frozen.
+    ``by="op"``: a box for every operation, leaf and pruned input. ``by="module"``: a box for every module, opened as
+    far as about 16 boxes allow: the partly frozen ones first, then those with the most parameters (ResNet-18:
+    ``conv1``, ``bn1``, ``layer1.0`` ... ``fc``). More than four like neighbors are one box, ``blocks.0-11``. A module
+    that is used again, after what its first use feeds, gets a second box. Pruned inputs are shown where the graph
+    begins. Parameters that the graph does not meet stand beside it, in grey, with their count (under autocast those
+    of a frozen layer that a gradient passes, too). Both write the bytes saved for backward. The color of a box, its
+    edge and its text each tell trainable from frozen.
 
     Returns the Axes; ``ax.words`` says in words what is drawn. Without ``ax`` a figure is made that fits, 7.5 inches
     wide or more. In an ``ax`` of your own the text keeps its 8 points, so give it as much room.
 
-    Raises ``ValueError`` for another ``by``, for ``by="module"`` when ``graph`` had no ``model``, and for more than 500
-    boxes.
+    Raises ``ValueError`` for another ``by``, for ``by="module"`` when ``graph`` had no ``model``, and for more than 60
+    boxes: with ``by="op"``, nodes of the graph.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
@@ -164,21 +181,26 @@ def draw(graph: networkx.DiGraph, ax: Axes | None = None, by: str = "op") -> Axe
     """
     import matplotlib.pyplot as plt
     from matplotlib.patches import FancyArrowPatch, Patch
+    from matplotlib.path import Path
     from matplotlib.transforms import TransformedPatchPath
 
     if by not in ("op", "module"):
         raise ValueError(f'by is "op" or "module", not {by!r}.')
-    box = _by_module(graph) if by == "module" else {key: key for key in graph}
-    members: dict[Any, list] = {}
-    for key in reversed(_forward(graph)):  # backwards: a module stands where its last operation does
-        members.setdefault(box[key], []).append(graph.nodes[key])
-    if len(members) > _MANY_BOXES:
-        raise ValueError(f'{len(members)} boxes are too many to read; draw by="module", or a smaller part.')
-    boxes = {key: _label(key, members[key]) for key in reversed(members)}
-    edges = list(dict.fromkeys((box[u], box[v]) for u, v in graph.edges if box[u] != box[v]))
-    places = _places({key: label for key, (label, _) in boxes.items()}, edges)
+    inside, graph = graph, graph.copy()
+    for number, (name, leaf) in enumerate(graph.graph.get("outside", {}).items(), max(graph, default=0) + 1):
+        graph.add_node(number, kind="leaf", name=name, module=name.rpartition(".")[0], saved_bytes=0, **leaf)
+    title = _by_module(graph) if by == "module" else {key: key for key in graph}
+    if (count := len({title[key] for key in inside})) > _MANY_BOXES:
+        raise ValueError(
+            f"{count} boxes make a picture that is too tall to read (more than {_MANY_BOXES}). "
+            'Draw by="module", or the graph of a smaller part.'
+        )
+    members, down, up = _boxes(graph, title)
+    boxes = _labels(graph, title, members)
+    places = _places({key: label for key, (label, _) in boxes.items()}, down)
+    routes, lanes = _routes(places, down + up)
 
-    left, right = min(x - w for x, _, w, _ in places.values()), max(x + w for x, _, w, _ in places.values())
+    left, right = min([x - w for x, _, w, _ in places.values()] + lanes), max(x + w for x, _, w, _ in places.values())
     spare = max(540 - right + left, 2 * _GAP) / 2
     top = max(y for _, y, _, _ in places.values()) + _ROW / 2
     if ax is None:
@@ -190,20 +212,55 @@ def draw(graph: networkx.DiGraph, ax: Axes | None = None, by: str = "op") -> Axe
     for key, (label, style) in boxes.items():
         edged = {"boxstyle": f"round,pad={_PAD / _FONT}", "edgecolor": "black"} | _STYLES[style]
         ax.text(*places[key][:2], label, bbox=edged, zorder=2, clip_path=clip, **text)
-    line: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 8, "shrinkA": 0, "shrinkB": 0, "color": "0.35"}
-    for source, target in edges:
-        (x1, y1, _, h1), (x2, y2, _, h2) = places[source], places[target]
-        # An arrow past other rows bends to the left, as far as the boxes in its way reach.
-        passed = [x1 - x + w for x, y, w, _ in places.values() if y2 < y < y1 and max(abs(x - x1), abs(x - x2)) < w]
-        bend = 2 * (max(passed) + _GAP) / (y1 - y2) if passed else 0
-        path: dict[str, Any] = {"posA": (x1, y1 - h1), "posB": (x2, y2 + h2), "connectionstyle": f"arc3,rad={bend}"}
-        ax.add_artist(FancyArrowPatch(clip_path=clip, **path, **line))
+    for points in routes:
+        path = Path(points, [Path.MOVETO, *(Path.LINETO if len(points) == 2 else Path.CURVE4 for _ in points[1:])])
+        line = FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=8, color="0.35", clip_path=clip)
+        ax.add_artist(line)
     shown = {style for _, style in boxes.values()}
     handles = [Patch(edgecolor="black", label=name, **style) for name, style in _STYLES.items() if name in shown]
     ax.legend(handles=handles, loc="lower center", ncols=len(handles), fontsize=_FONT, frameon=False)
-    words = [_summary(graph), *(label.replace("\n", ": ") for label, _ in boxes.values())]
+    words = [_summary(inside), *(label.replace("\n", ": ") for label, _ in boxes.values())]
     ax.words = "; ".join(words)  # type: ignore[attr-defined]
     return ax
+
+
+class _Own:
+    """The parameters and buffers of a model by name, and the names that a tensor has.
+
+    A tensor is known by identity, or else by its place in memory, as a hook may have saved it detached. No name is
+    looked up as a module, as wrappers rename modules and not parameters; no attribute is read, as that may run code.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self.tensors: dict[str, Tensor] = {}  # by first name
+        self.slots: dict[str, dict[str, Tensor | None]] = {}  # what each module has of its own, by its name there
+        self._names: dict[Any, list[str]] = {}
+        for kind in (model.named_parameters, model.named_buffers) if model is not None else ():
+            for name, tensor in kind(remove_duplicate=False):
+                self._names.setdefault(id(tensor), []).append(name)
+                self.tensors.setdefault(self._names[id(tensor)][0], tensor)
+        for tensor in self.tensors.values():
+            self._names.setdefault(_place(tensor), self._names[id(tensor)])
+        for path, module in model.named_modules() if model is not None else ():
+            slots = dict(chain(module._parameters.items(), module._buffers.items()))
+            homes = [name.rpartition(".")[0] for tensor in slots.values() for name in self._names.get(id(tensor), ())]
+            self.slots[path if path in homes or not homes else homes[0]] = slots
+
+    def name(self, tensor: Tensor) -> str | None:
+        names = self._names and (self._names.get(id(tensor)) or self._names.get(_place(tensor)))
+        return names[0] if names else None
+
+    def homes(self, names: set[str]) -> list[str]:
+        """The modules that have all of these as their own; if there is none, the one around them."""
+        each = [[name.rpartition(".")[0] for name in self._names[id(self.tensors[first])]] for first in names]
+        common = [home for home in each[0] if all(home in homes for homes in each)] if names else []
+        return common or [_around({homes[0] for homes in each})] * bool(names)
+
+
+def _place(tensor: Tensor) -> Any:
+    """Where the values begin: the same for a parameter and for what was detached from it."""
+    parts = [] if is_lazy(tensor) else dense_parts(tensor)
+    return (parts[0].untyped_storage()._cdata, parts[0].storage_offset()) if parts else id(tensor)
 
 
 def _roots(output: Any) -> list[Any]:
@@ -211,7 +268,9 @@ def _roots(output: Any) -> list[Any]:
     tensors = [leaf for leaf in tree_leaves(output) if leaf is not None]
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         kinds = ", ".join(sorted({type(leaf).__name__ for leaf in tensors})) or "nothing"
-        raise TypeError(f"graph() takes a tensor, or a tuple, list or dict of tensors; it got {kinds}.")
+        raise TypeError(
+            f"graph() takes a tensor, or a tuple, list or dict of tensors; it got {kinds}.{_fields(output)}"
+        )
     if roots := list(dict.fromkeys(tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None)):
         return roots
     if tensors[0].is_inference():
@@ -224,6 +283,14 @@ def _roots(output: Any) -> list[Any]:
             "frozen or plain data. Compute it again with gradients on and an input or parameter that requires grad."
         )
     raise ValueError(f"There is no graph behind this tensor (its grad_fn is None), because {why}")
+
+
+def _fields(output: Any) -> str:
+    """What to pass instead of an object that holds tensors among other things."""
+    fields = output if isinstance(output, Mapping) else getattr(output, "__dict__", {})
+    names = [str(name) for name, value in fields.items() if isinstance(value, Tensor)]
+    one = f"out[{names[0]!r}]" if names and type(output) is dict else f"out.{names[0]}" if names else ""
+    return f" It holds tensors under {', '.join(names)}: pass one of them, as {one}." if names else ""
 
 
 def _kept(node: Any) -> Iterator[Tensor]:
@@ -275,59 +342,203 @@ def _forward(graph: networkx.DiGraph) -> list[int]:
 
 
 def _by_module(graph: networkx.DiGraph) -> dict[int, Any]:
-    """The box of every node: a module; its own key for a leaf of no module; a tuple for where the graph begins."""
-    names = {key: node["module"] for key, node in graph.nodes(data=True)}
-    if all(name is None for name in names.values()):
+    """What each node is drawn as: a module, a run of modules, itself if it belongs to none; ``(module,)`` if pruned.
+
+    At first all is one box. Those that are partly frozen are opened into their children, then those with the most
+    parameters, as long as the boxes are few enough.
+    """
+    modules = {key: node["module"] for key, node in graph.nodes(data=True) if node["kind"] != "pruned"}
+    if all(module is None for module in modules.values()):
         raise ValueError('by="module" needs the module names: make the graph with graph(output, model).')
-    for depth in range(max(name.count(".") for name in names.values() if name is not None) + 1, 0, -1):
-        box = {key: key if name is None else ".".join(name.split(".")[:depth]) for key, name in names.items()}
-        if len(set(box.values())) <= _MANY_MODULES:
-            break
-    fed = {box[v] for u, v in graph.edges if box[u] != box[v]}
-    return {k: (b,) if graph.nodes[k]["kind"] == "pruned" and b not in fed else b for k, b in box.items()}
+    title: dict[int, Any] = {key: key if module is None else "" for key, module in modules.items()}
+    closed: set[Any] = set(title.values()) - {""}
+    while True:
+        facts = _facts(graph, title)
+        sizes = {
+            box: (facts[box].mixed, facts[box].leaves)
+            for key, box in title.items()
+            if box not in closed and _child(modules[key], box) != box and (facts[box].met or facts[box].mixed)
+        }
+        if not sizes:
+            pruned = (key for key in graph if key not in title)
+            return title | {key: (title.get(next(graph.successors(key), -1)),) for key in pruned}
+        opening = {box for box, size in sizes.items() if size == max(sizes.values())}
+        opened = {key: _child(modules[key], box) if box in opening else box for key, box in title.items()}
+        parts = {box: part for box, part in _facts(graph, opened).items() if box not in facts}
+        closed |= opening
+        for last, like in enumerate((lambda part: part, lambda part: part.flags)):
+            runs = _runs({box: like(part) for box, part in parts.items()})
+            folded = {key: runs.get(box, box) for key, box in opened.items()}
+            few = sum(part.met for part in _facts(graph, folded).values()) <= _MANY_MODULES
+            if few or (last and opening == {""}):
+                title, lists = folded, set(map(_stem, runs))  # one of a list is no more than the others
+                closed |= {box for box, part in parts.items() if _stem(box) in lists and not part.mixed}
+                break
 
 
-def _label(box: Any, nodes: list[dict]) -> tuple[str, str]:
-    """What a box says, and its style."""
-    if nodes[-1]["kind"] == "pruned" and not isinstance(box, str):
-        return "None\npruned input", "pruned input"
-    leaves, saved = [node for node in nodes if node["kind"] == "leaf"], sum(node["saved_bytes"] for node in nodes)
-    flags = {node["frozen"] for node in leaves}
-    style = "operation" if not flags else "mixed" if len(flags) == 2 else "frozen" if True in flags else "trainable"
-    facts = [f"saved {_size(saved)}"] if saved else []
-    if leaves:
-        count = f"{sum(prod(node['shape']) for node in leaves):,} params"
-        facts = [style, count if isinstance(box, str) else str(leaves[0]["shape"]), *facts]
-    title = box or "(model)" if isinstance(box, str) else nodes[0]["name"]
-    return "\n".join([title, ", ".join(facts)]).strip(), style
+def _child(module: Any, box: Any) -> Any:
+    """The part of ``box`` that ``module`` is in, or ``box`` itself if it is in none."""
+    prefix = box and f"{box}."
+    return box if box == module or not module.startswith(prefix) else prefix + module[len(prefix) :].partition(".")[0]
+
+
+def _stem(box: Any) -> str:
+    return str(box).rstrip("0123456789")
+
+
+def _runs(boxes: dict[Any, Any]) -> dict[str, str]:
+    """``{"blocks.0": "blocks.0-11", ...}`` where more than four numbered neighbors are alike."""
+    numbered = sorted((_stem(box), int(box[len(_stem(box)) :]), box) for box in boxes if box != _stem(box))
+    runs: dict[str, str] = {}
+    for (stem, _), run in groupby(numbered, key=lambda item: (item[0], boxes[item[2]])):
+        _, numbers, same = zip(*run, strict=True)
+        if len(same) > _MANY_ALIKE:
+            runs |= dict.fromkeys(same, f"{stem}{numbers[0]}-{numbers[-1]}")
+    return runs
+
+
+class _Facts(NamedTuple):
+    """Of a box: whether the graph meets it, how many parameters it has, how many numbers these are, their flags."""
+
+    met: bool = False
+    leaves: int = 0
+    numel: int = 0
+    flags: frozenset[bool] = frozenset()
+
+    @property
+    def mixed(self) -> bool:
+        return len(self.flags) == 2
+
+
+def _facts(graph: networkx.DiGraph, title: dict[int, Any]) -> dict[Any, _Facts]:
+    facts: dict[Any, _Facts] = {}
+    for key, box in title.items():
+        (met, leaves, numel, flags), node = facts.get(box, _Facts()), graph.nodes[key]
+        if node["kind"] == "leaf":
+            leaves, numel, flags = leaves + 1, numel + prod(node["shape"]), flags | {node["frozen"]}
+        facts[box] = _Facts(met or node["kind"] != "leaf" or graph.degree(key) > 0, leaves, numel, flags)
+    return facts
+
+
+def _boxes(graph: networkx.DiGraph, title: dict[int, Any]) -> tuple[dict[tuple, list], list[tuple], list[tuple]]:
+    """The nodes of each box, from the top, and the arrows between boxes: those that lead down, and those that lead up.
+
+    A box is a title and its use. What is used again, after others that its first use feeds, gets a second box. Its
+    third use joins that, with an arrow up.
+    """
+    import networkx
+
+    box: dict[int, tuple] = {}
+    members: dict[tuple, list] = {}
+    above: dict[tuple, set] = {}  # all boxes that lead to one, however far
+    leads_up: dict[tuple, bool] = {}
+    weights: set[int] = set()  # leaves, and what they become before they are used
+    for key in _forward(graph):
+        inputs = list(graph.predecessors(key))
+        if weights.issuperset(inputs) and (inputs or graph.nodes[key]["kind"] == "leaf"):
+            weights.add(key)
+        sources = dict.fromkeys(box[u] for u in inputs if u not in weights or title[u] != title[key])
+        this = box[key] = (title[key], 1 + any((title[key], 1) in above[source] for source in sources))
+        members.setdefault(this, []).append(key)
+        above.setdefault(this, set())
+        for source in sources:
+            if source != this and not leads_up.setdefault((source, this), this in above[source]):
+                for known in [above[this], *(known for known in above.values() if this in known)]:
+                    known |= above[source] | {source}
+    # Of pruned inputs only those where the graph begins.
+    fed = {target for source, target in leads_up if not isinstance(source[0], tuple)}
+    edges = [edge for edge in leads_up if edge[1] not in fed or not isinstance(edge[0][0], tuple)]
+    begins = {source for source, _ in edges}
+    down = networkx.DiGraph(edge for edge in edges if not leads_up[edge])
+    down.add_nodes_from(this for this in members if this in begins or not isinstance(this[0], tuple))
+    last = {this: index for index, this in enumerate(box.values())}
+    shown = {this: members[this] for this in networkx.lexicographical_topological_sort(down, last.get)}
+    return shown, list(down.edges), [edge for edge in edges if leads_up[edge]]
+
+
+def _labels(graph: networkx.DiGraph, title: dict[int, Any], boxes: dict[tuple, list]) -> dict[tuple, tuple[str, str]]:
+    """What each box says, and its style. What the graph does not meet is one box for each flag."""
+    facts = _facts(graph, title)
+    labels: dict[tuple, tuple[str, str]] = {}
+    outside: dict[str, list[tuple]] = {}
+    for (name, use), keys in boxes.items():
+        part, node, is_module = facts[name], graph.nodes[keys[0]], isinstance(name, str)
+        if node["kind"] == "pruned":
+            labels[name, use] = "None\npruned input", "pruned input"
+            continue
+        flags = part.flags
+        if is_module and not flags:  # what it takes is counted elsewhere
+            flags = frozenset(graph.nodes[u]["frozen"] for key in keys for u in graph.predecessors(key)) - {None}
+        style = "operation" if not flags else "mixed" if len(flags) == 2 else "frozen" if True in flags else "trainable"
+        heading = (name or "(model)") + ", again" * (use - 1) if is_module else node["name"]
+        if not part.met:
+            outside.setdefault(style, []).append((min(keys), heading, part.numel))
+            continue
+        facts_said = [style] if flags else []
+        if part.leaves and use == 1:
+            facts_said.append(f"{part.numel:,} params" if is_module else str(node["shape"]))
+        if saved := sum(graph.nodes[key]["saved_bytes"] for key in keys):
+            facts_said.append(f"saved {_size(saved)}")
+        labels[name, use] = "\n".join([heading, ", ".join(facts_said)]).strip(), style
+    for style, found in sorted(outside.items()):
+        _, names, counts = zip(*sorted(found), strict=True)
+        heading = ", ".join(names) if len(names) < 4 else f"{names[0]} ... {names[-1]}"
+        labels[style, 0] = f"{heading}\n{style}, {sum(counts):,} params, not in the graph", "not in the graph"
+    return labels
 
 
 def _places(labels: dict[Any, str], edges: list[tuple]) -> dict[Any, tuple[float, float, float, float]]:
     """Center, half width and half height in points: a box is one row above the topmost that uses it, the main line
-    straight and what feeds it on the right.
+    straight and what feeds it on the right. What has no arrow stands in the topmost row.
     """
     order = {key: index for index, key in enumerate(labels)}
     users: dict[Any, list] = {key: [] for key in labels}
     way = dict.fromkeys(labels, 0)  # the longest way from the top
     for source, target in sorted(edges, key=lambda edge: order[edge[0]]):
-        if order[source] < order[target]:  # a module used twice has edges back as well
-            users[source].append(target)
-            way[target] = max(way[target], way[source] + 1)
+        users[source].append(target)
+        way[target] = max(way[target], way[source] + 1)
     row: dict[Any, int] = {}
     for key in reversed(labels):
         row[key] = 1 + max((row[user] for user in users[key]), default=-1)
+    alone = set(labels).difference(*edges)
+    row |= dict.fromkeys(alone, max(row.values()))
 
     places: dict[Any, tuple[float, float, float, float]] = {}
     for level, keys in groupby(sorted(labels, key=row.__getitem__), key=row.__getitem__):
         wish = {key: sum(places[user][0] for user in users[key]) / max(len(users[key]), 1) for key in keys}
         end = -inf
-        for key in sorted(wish, key=lambda key: (wish[key], -way[key])):
+        for key in sorted(wish, key=lambda key: (key in alone, wish[key], -way[key])):
             lines = labels[key].split("\n")
             width, height = max(map(len, lines)) * _CHARACTER / 2 + _PAD, len(lines) * _LINE / 2 + _PAD
             x = max(wish[key], end + _GAP + width)
             places[key] = x, level * _ROW, width, height
             end = x + width
     return places
+
+
+def _routes(places: dict[Any, tuple], edges: list[tuple]) -> tuple[list[list[tuple]], list[float]]:
+    """The points of every arrow, and the lanes left of the boxes for those that lead up or have a box in their way."""
+    routes: list[list[tuple]] = []
+    lanes: list[tuple[float, float, float]] = []
+    heads = dict.fromkeys(places, 0)
+    for source, target in sorted(edges, key=lambda edge: abs(places[edge[0]][1] - places[edge[1]][1])):
+        (x1, y1, w1, h1), (x2, y2, w2, h2) = places[source], places[target]
+        passed = [(x, y, w) for x, y, w, _ in places.values() if y2 < y < y1 or y1 <= y <= y2]
+        if y1 > y2 and not any(abs(x1 + (x2 - x1) * (y1 - y) / (y1 - y2) - x) < w for x, y, w in passed):
+            routes.append([(x1, y1 - h1), (x2, y2 + h2)])
+            continue
+        low, high = min(y1, y2), max(y1, y2)
+        lane = (
+            min([x - w for x, _, w in passed] + [x for x, *ends in lanes if ends[0] < high and low < ends[1]])
+            - _GAP / 2
+        )
+        lanes.append((lane, low, high))
+        heads[target] += 1
+        x1, y1, turn = (x1 - w1 / 2, y1 - h1, y1 - _ROW / 2) if y1 > y2 else (x1 - w1, y1, y1)
+        x2, y2, enter = x2 - w2 * (1 - 0.6 ** heads[target]), y2 + h2, y2 + _ROW / 2
+        leave = [(x1, turn), (lane, turn), (lane, turn - 6 * (y1 != turn))]
+        routes.append([(x1, y1), *leave, leave[-1], *[(lane, enter + 6)] * 2, (lane, enter), (x2, enter), (x2, y2)])
+    return routes, [lane for lane, _, _ in lanes]
 
 
 def _size(nbytes: float) -> str:

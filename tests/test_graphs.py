@@ -3,7 +3,10 @@
 import math
 import subprocess
 import sys
-from collections import Counter
+import time
+import warnings
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
 from itertools import combinations
 
 import matplotlib
@@ -14,12 +17,19 @@ import matplotlib.pyplot as plt
 import networkx
 import pytest
 import torch
+import torch.distributed as dist
 from matplotlib.patches import FancyArrowPatch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import mobilenet_v2, resnet18
 
 from helpers.graphs import draw, graph
+from helpers.memory import saved_tensors
+from helpers.watching import watch
 
 
 @pytest.fixture(autouse=True)
@@ -288,12 +298,141 @@ def test_tied_weights_and_a_layer_used_twice_are_one_leaf():
     assert draw(found, by="module").words.count("1: frozen, 12 params") == 1
 
 
+class TiedLM(nn.Module):
+    """A language model in short: the output layer has the weight of the input embedding."""
+
+    def __init__(self, bias=False):
+        super().__init__()
+        self.embed, self.block1, self.block2 = nn.Embedding(7, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.head = nn.Linear(3, 7, bias=bias)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.head(self.block2(self.block1(self.embed(x)).relu()).relu())
+
+
+def test_a_tied_weight_with_a_bias_of_its_own_belongs_to_the_module_that_has_both():
+    net = TiedLM(bias=True)
+    found = graph(net(torch.tensor([1, 2])), net)
+    assert found.nodes[0]["name"] == "AddmmBackward0" and found.nodes[0]["module"] == "head"
+    assert found.nodes[by_name(found, "embed.weight")]["module"] == "embed"
+    net = TiedLM()
+    found = graph(net(torch.tensor([1, 2])), net)
+    assert found.nodes[0]["module"] == "embed"  # autograd does not tell which of the two
+
+
+def test_what_the_graph_does_not_meet_is_recorded():
+    net = three_layers(0)
+    net.aside = nn.Linear(1, 1)
+    found = graph(net[:5](torch.randn(3, 4)), net)
+    assert found.graph["outside"] == {
+        "0.weight": {"frozen": True, "shape": (8, 4)},
+        "0.bias": {"frozen": True, "shape": (8,)},
+        "aside.weight": {"frozen": False, "shape": (1, 1)},
+        "aside.bias": {"frozen": False, "shape": (1,)},
+    }
+    assert graph(net[:5](torch.randn(3, 4))).graph["outside"] == {}
+    net = three_layers()
+    assert graph(net(torch.randn(3, 4)), net).graph["outside"] == {}  # a frozen layer that the gradient passes is met
+
+
+def packed_otherwise():
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor)
+
+
+@pytest.mark.parametrize("around", [saved_tensors, lambda net: packed_otherwise()])
+def test_frozen_leaves_are_found_whatever_hook_has_saved_them(around):
+    net = three_layers()
+    with around(net):
+        output = net(torch.randn(3, 4))
+    assert leaves(graph(output, net), True) == {"2.weight", "2.bias"}
+    output.sum().backward()
+
+
+def test_under_autocast_a_frozen_weight_is_a_pruned_input():
+    net = three_layers()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = net(torch.randn(3, 4))
+    found = graph(output, net)
+    assert leaves(found, True) == set() and kinds(found)["pruned"] == 3
+    assert leaves(found, False) == {"0.weight", "0.bias", "4.weight", "4.bias"}
+    assert set(found.graph["outside"]) == {"2.weight", "2.bias"}
+
+
+def test_it_reads_no_attribute_that_runs_code():
+    class Lazy(nn.Linear):
+        @property
+        def code(self):
+            raise AssertionError
+
+    net = nn.Sequential(spectral_norm(nn.Linear(4, 4)), Lazy(4, 1))
+    net[0].parametrizations.weight.original.requires_grad_(False)
+    output = net(torch.randn(3, 4))
+    with torch.no_grad():
+        net[0].parametrizations.weight[0]._u.copy_(torch.tensor([1.0, 0, 0, 0]))
+    with watch(net) as seen:
+        found = graph(output, net)
+    assert not seen.changed
+    assert leaves(found, False) == {"0.bias", "1.weight", "1.bias"}
+    assert set(found.graph["outside"]) == {"0.parametrizations.weight.original"}
+
+
+def test_a_scripted_module_has_a_graph():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated
+        net = torch.jit.script(nn.Linear(2, 2))
+    assert leaves(graph(net(torch.ones(1, 2)), net), False) == {"weight", "bias"}
+
+
+def test_a_wrapper_that_renames_hides_no_leaf():
+    inner = nn.Sequential(nn.Linear(4, 4), nn.Conv1d(1, 1, 1, bias=False))
+    for net in (checkpoint_wrapper(inner), nn.Sequential(checkpoint_wrapper(inner))):
+        net.requires_grad_(True)
+        inner[0].bias.requires_grad_(False)
+        x = torch.randn(2, 1, 4, requires_grad=True)
+        found = graph(inner(x), net)
+        names = {id(parameter): name for name, parameter in net.named_parameters()}
+        assert leaves(found, True) == {names[id(inner[0].bias)]}
+        assert leaves(found, False) == {None, names[id(inner[0].weight)], names[id(inner[1].weight)]}
+        assert kinds(found)["pruned"] == 0  # the convolution is known to have no bias
+        modules = {node["module"] for _, node in found.nodes(data=True) if node["kind"] == "operation"}
+        assert modules <= {name.rpartition(".")[0] for name in names.values()} | {""}
+
+
+def test_a_sharded_model_has_a_graph():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 2))
+        fully_shard(net[2], mesh=mesh)
+        fully_shard(net, mesh=mesh)
+        found = graph(net(torch.randn(3, 4)), net)
+    finally:
+        dist.destroy_process_group()
+    assert leaves(found, True) == {"1.weight", "1.bias"}
+    assert leaves(found, False) == {"0.weight", "0.bias", None}  # the last block has been sharded again
+    assert found.graph["outside"] == {}
+    assert "Parameter: trainable, (2, 4)" in draw(found, by="module").words
+
+
 def test_several_outputs_are_one_graph():
     x = torch.ones(2, requires_grad=True)
     shared = x.exp()
     found = graph({"a": shared * 2, "b": [shared.sum(), None, torch.ones(1)]})
     assert kinds(found) == {"operation": 3, "leaf": 1, "pruned": 1}
     assert len(list(found.successors(by_name(found, "ExpBackward0")))) == 2
+
+
+def test_its_time_grows_linearly():
+    def seconds(length):
+        y = torch.ones(1, requires_grad=True)
+        for _ in range(length):
+            y = y.sin()
+        start = time.process_time()
+        graph(y)
+        return time.process_time() - start
+
+    assert min(seconds(4000) for _ in range(3)) < 16 * min(seconds(500) for _ in range(3))
 
 
 def test_three_thousand_operations_in_a_row():
@@ -517,6 +656,33 @@ def test_only_tensors_have_a_graph(output, says):
         graph(output)
 
 
+@dataclass
+class Output:
+    logits: torch.Tensor
+    loss: torch.Tensor
+    cache: object
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        (
+            Output(torch.ones(1), torch.ones(1), 1),
+            "got Output. It holds tensors under logits, loss: .* as out.logits.$",
+        ),
+        (
+            {"cache": object(), "loss": torch.ones(1)},
+            r"It holds tensors under loss: pass one of them, as out\['loss'\]",
+        ),
+        (OrderedDict(cache=object(), loss=torch.ones(1)), r"object. It holds tensors under loss: .* as out.loss.$"),
+        ((torch.ones(1), object()), "it got Tensor, object.$"),
+    ],
+)
+def test_of_an_output_object_it_says_what_to_pass(output, says):
+    with pytest.raises(TypeError, match=says):
+        graph(output)
+
+
 @pytest.mark.parametrize("function", [torch.exp, Triple.apply, lambda x: x[torch.tensor([0])]])
 def test_after_backward_it_says_that_the_saved_tensors_are_gone(function):
     y = function(torch.ones(2, requires_grad=True))
@@ -642,27 +808,68 @@ def test_an_arrow_past_other_boxes_is_seen_beside_them():
     assert min(passed) - 18 < lefts[0] < min(passed) - 6 and lefts[1] > max(passed)
 
 
-def test_an_arrow_bends_for_what_is_in_its_way_only():
+def test_an_arrow_makes_way_for_what_it_would_cross_only():
     """Not for boxes beside its line, nor for those in the rows of its ends."""
-    x, side = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
-    ax = draw(graph(((x.sin() * side).cos() * side).exp()))
+    x, *sides = (torch.ones(1, requires_grad=True) for _ in range(4))
+    ax = draw(graph((torch.stack([x.sin(), *sides]).cos() * sides[-1]).exp()))
+    assert [len(points) for points in routes(ax)] == [2] * 9
+    ax = draw(graph((torch.stack([x.sin(), *sides]).cos() * x).exp()))
+    assert sorted(len(points) for points in routes(ax)) == [2] * 8 + [10]
+
+
+def routes(ax):
+    """The points of every arrow."""
     found = [artist for artist in ax.get_children() if isinstance(artist, FancyArrowPatch)]
-    assert [arrow.get_connectionstyle().rad for arrow in found] == [0] * 7
+    return [arrow._path_original.vertices for arrow in found]
+
+
+class UNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.ModuleList(nn.Conv2d(wide, 2 * wide, 3, 2, 1) for wide in (1, 2, 4))
+        self.up = nn.Upsample(scale_factor=2)
+        self.decoder = nn.ModuleList(nn.Conv2d(wide, out, 3, padding=1) for wide, out in ((8, 4), (8, 2), (4, 1)))
+
+    def forward(self, x):
+        skips = []
+        for layer in self.encoder:
+            skips.append(x := layer(x).relu())
+        x = self.up(self.decoder[0](skips.pop()))
+        for layer in self.decoder[1:]:
+            x = self.up(layer(torch.cat([x, skips.pop()], 1)))
+        return x
+
+
+def test_arrows_past_boxes_run_in_lanes_of_their_own():
+    net = UNet()
+    ax = draw(graph(net(torch.ones(1, 1, 8, 8)), net), by="module")
+    lanes = [points[:, 0].min() for points in routes(ax) if len(points) > 2]
+    left = min(text.get_position()[0] - len(text.get_text().split("\n")[1]) * 4.82 / 2 - 4 for text in ax.texts)
+    assert len(lanes) == 2 and left > max(lanes) > min(lanes) + 8 and ax.get_xlim()[0] < min(lanes)
+
+
+def test_arrows_into_one_box_end_apart():
+    x = torch.ones(1, requires_grad=True).sin()
+    y = (x.cos().exp() + x).tan().exp() + x
+    ends = [tuple(points[-1].round(2)) for points in routes(draw(graph((y.sin() * x).sin() * y)))]
+    assert len(set(ends)) == len(ends)
 
 
 def test_kinds_differ_without_color_too():
     net = resnet("layer")
-    net.layer3[0].conv1.requires_grad_(False)
+    net.layer3[0].bn1.weight.requires_grad_(False)
     looks = {}
-    for ax in (drawn("op"), draw(graph(net(torch.randn(2, 3, 64, 64, requires_grad=True)), net), by="module")):
+    for ax in (drawn("op"), draw(graph(net(torch.randn(2, 3, 64, 64)), net), by="module")):
         for text in ax.texts:
             words, patch = text.get_text(), text.get_bbox_patch()
-            kind = next((kind for kind in ("trainable", "frozen", "mixed", "pruned") if kind in words), "operation")
+            order = ("not in the graph", "trainable", "frozen", "mixed", "pruned")
+            kind = next((kind for kind in order if kind in words), "operation")
             looks.setdefault(kind, set()).add((patch.get_facecolor(), patch.get_linestyle(), patch.get_linewidth()))
-    assert len(looks) == 5 and all(len(same) == 1 for same in looks.values())
+    assert len(looks) == 6 and all(len(same) == 1 for same in looks.values())
     faces, edges = zip(*[(face, edge) for ((face, *edge),) in looks.values()], strict=True)
-    assert len(set(faces)) == len(set(map(tuple, edges))) == 5
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["trainable", "frozen", "mixed"]
+    assert len(set(faces)) == len(set(map(tuple, edges))) == 6
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert legend == ["trainable", "frozen", "mixed", "pruned input", "not in the graph"]
 
 
 def test_the_legend_shows_the_boxes_as_they_are():
@@ -679,16 +886,27 @@ def test_the_legend_shows_the_boxes_as_they_are():
 
 
 def test_by_module_draws_resnet18_in_blocks():
+    net = resnet18()
+    words = draw(graph(net(torch.randn(2, 3, 64, 64)), net), by="module").words.split("; ")
+    assert [part.split(": ")[0] for part in words[1:]] == [
+        *("None", "conv1", "bn1", "layer1.0", "layer1.1", "layer2.0", "layer2.1"),
+        *("layer3.0", "layer3.1", "layer4.0", "layer4.1", "fc"),
+    ]
+
+
+def test_by_module_opens_what_is_partly_frozen_before_all_else():
     words = drawn("layer").words.split("; ")
     assert [part.split(": ")[0] for part in words[1:]] == [
         *("None", "layer1.0", "layer1.1", "layer2.0", "layer2.1"),
-        *("layer3.0", "layer3.1", "layer4.0", "layer4.1", "fc"),
+        *(f"layer3.0.{name}" for name in ("conv1", "bn1", "downsample.0", "conv2", "downsample.1", "bn2")),
+        *("layer3.1", "layer4.0", "layer4.1", "fc", "conv1, bn1"),
     ]
     found = dict(part.split(": ") for part in words[1:])
     assert found["None"] == "pruned input"
     assert found["layer1.0"].startswith("trainable, 73,984 params, saved ")
-    assert found["layer3.0"].startswith("mixed, 919,040 params, saved ")
+    assert found["layer3.0.conv1"] == "frozen, 294,912 params"
     assert found["fc"].startswith("frozen, 513,000 params")
+    assert found["conv1, bn1"] == "frozen, 9,536 params, not in the graph"
 
 
 def test_by_module_keeps_every_parameter_and_byte_of_the_graph():
@@ -716,7 +934,7 @@ def test_the_words_are_the_picture():
     assert draw(graph(net(torch.ones(3, 2)), net)).words == (
         "graph of 5 nodes: 2 trainable leaves, 0 frozen leaves, 1 pruned input, saved 24 B; "
         "1.weight: trainable, (2, 2); None: pruned input; TBackward0; 1.bias: trainable, (2,); "
-        "AddmmBackward0: saved 24 B"
+        "AddmmBackward0: saved 24 B; 0.weight, 0.bias: frozen, 6 params, not in the graph"
     )
 
 
@@ -750,20 +968,166 @@ def test_a_module_used_twice_and_one_below_its_own_parameters_are_drawn():
     net = Loop()
     x = torch.ones(1, 2, requires_grad=True)
     ax = draw(graph(net(x), net), by="module")
-    assert [text.get_text().split("\n")[0] for text in ax.texts] == ["Tensor", "b", "a", "(model)"]
+    assert headings(ax) == ["Tensor", "a", "b", "a, again", "(model)"]
     ax.figure.canvas.draw()
 
 
-@pytest.mark.parametrize(("layers", "boxes"), [(5, 16), (6, 4)])  # 16 with the input, or one for each part
+def headings(ax):
+    return [part.split(": ")[0] for part in ax.words.split("; ")[1:]]
+
+
+def heights(ax):
+    return {text.get_text().split("\n")[0]: text.get_position()[1] for text in ax.texts}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_tied_language_model_begins_and_ends_with_its_embedding(frozen):
+    net = TiedLM()
+    net.embed.requires_grad_(not frozen)
+    ax = draw(graph(net(torch.tensor([1, 2])), net), by="module")
+    if frozen:  # then the first use is not in the graph
+        assert headings(ax) == ["None", "block1", "block2", "embed"]
+        assert "embed: frozen, 21 params" in ax.words
+        return
+    assert headings(ax) == ["embed", "block1", "block2", "embed, again"]
+    assert "embed: trainable, 21 params, " in ax.words and "embed, again: trainable" in ax.words
+    assert [*heights(ax).values()] == [135, 90, 45, 0]
+    assert len(routes(ax)) == 3  # no arrow says that the embedding's weight is used again: its name does
+
+
+class Alternating(nn.Module):
+    def __init__(self, times):
+        super().__init__()
+        self.a, self.b, self.times = nn.Linear(2, 2), nn.Linear(2, 2), times
+
+    def forward(self, x):
+        for _ in range(self.times):
+            x = self.b(self.a(x).relu()).relu()
+        return x
+
+
+def test_a_module_used_many_times_has_two_boxes_and_an_arrow_up():
+    net = Alternating(1)
+    assert headings(draw(graph(net(torch.ones(1, 2)), net), by="module")) == ["None", "a", "b"]
+    for times, arrows_up in ((2, 0), (9, 1)):
+        net.times = times
+        ax = draw(graph(net(torch.ones(1, 2)), net), by="module")
+        assert headings(ax) == ["None", "a", "b", "a, again", "b, again"]
+        assert sum(points[0][1] < points[-1][1] for points in routes(ax)) == arrows_up
+        assert len(routes(ax)) == 4 + arrows_up
+        assert "a, again: trainable, saved" in ax.words
+
+
+def test_a_module_used_twice_side_by_side_is_one_box():
+    net = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    x, z = torch.ones(1, 2), torch.zeros(1, 2)
+    output = net["b"](net["a"](x)) * net["b"](net["a"](z))
+    assert headings(draw(graph(output, net), by="module")) == ["None", "a", "b"]
+
+
+def test_a_box_stands_above_all_that_it_feeds_however_late_it_ends():
+    """As the position bias of T5's first layer, which every layer uses."""
+    net = nn.ModuleDict({name: nn.Linear(2, 2) for name in "abc"})
+    h = net["a"](torch.ones(1, 2))
+    bias = net["a"].weight.sum().exp().sin().cos().tan()
+    ax = draw(graph(net["c"](net["b"](h) + bias) * bias, net), by="module")
+    y = heights(ax)
+    assert y["a"] > y["b"] > y["c"] and all(points[0][1] > points[-1][1] for points in routes(ax))
+
+
+@pytest.mark.parametrize("trained", ["lower", "upper", "head"])
+def test_a_transformer_is_folded_where_its_flags_change(trained):
+    net = nn.Sequential(OrderedDict(embed=nn.Linear(4, 8), blocks=nn.Sequential(), head=nn.Linear(8, 2)))
+    for _ in range(12):
+        net.blocks.append(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    numel = sum(p.numel() for p in net.blocks.parameters())
+    net.requires_grad_(False)
+    {"lower": net[:1], "upper": net.head, "head": net.head}[trained].requires_grad_(True)
+    if trained != "head":
+        net.blocks[:6].requires_grad_(trained == "lower")
+        net.blocks[6:].requires_grad_(trained == "upper")
+    found = graph(net(torch.randn(2, 3, 4)), net)
+    words = dict(part.split(": ") for part in draw(found, by="module").words.split("; ")[1:])
+    half, grey = f"{numel // 2:,} params", "frozen, {:,} params, not in the graph"
+    if trained == "lower":  # the frozen bias that no operation keeps counts, too
+        assert list(words) == ["None", "embed", "blocks.0-5", "blocks.6-11", "head"]
+        assert words["blocks.0-5"].startswith(f"trainable, {half}, saved")
+        assert words["blocks.6-11"].startswith(f"frozen, {half}, saved")
+    elif trained == "upper":
+        assert list(words) == ["None", "blocks.6-11", "head", "embed, blocks.0-5"]
+        assert words["blocks.6-11"].startswith(f"trainable, {half}, saved")
+        assert words["embed, blocks.0-5"] == grey.format(40 + numel // 2)
+    else:
+        assert list(words) == ["None", "head", "embed, blocks"]
+        assert words["embed, blocks"] == grey.format(40 + numel)
+
+
+@pytest.mark.parametrize("hidden", ["no_grad", "frozen"])
+def test_an_encoder_outside_the_graph_stands_beside_it(hidden):
+    net = nn.ModuleDict({"encoder": resnet18(), "head": nn.Linear(1000, 2), "spare": nn.Linear(3, 3)})
+    net["encoder"].requires_grad_(hidden == "no_grad")
+    with torch.set_grad_enabled(hidden == "frozen"):
+        features = net["encoder"].eval()(torch.randn(1, 3, 64, 64))
+    ax = draw(graph(net["head"](features), net), by="module")
+    assert ax.words.split("; ")[1:] == [
+        "None: pruned input",
+        "head: trainable, 2,002 params, saved 3.91 KiB",
+        *["encoder: frozen, 11,689,512 params, not in the graph"] * (hidden == "frozen"),
+        ("spare: trainable, 12 params" if hidden == "frozen" else "encoder, spare: trainable, 11,689,524 params")
+        + ", not in the graph",
+    ]
+    top = {y for heading, y in heights(ax).items() if heading != "head"}
+    assert top == {45} and len(routes(ax)) == 1
+
+
+def test_many_parts_outside_are_named_by_the_first_and_the_last():
+    net = resnet("fc")
+    words = draw(graph(net(torch.randn(1, 3, 64, 64)), net), by="module").words
+    assert words.endswith("; conv1 ... layer4: frozen, 11,176,512 params, not in the graph")
+
+
+@pytest.mark.parametrize(("layers", "boxes"), [(4, 13), (5, 4)])  # with the input; more than four alike are one
 def test_by_module_goes_as_deep_as_sixteen_boxes_allow(layers, boxes):
     net = nn.Sequential(*[nn.Sequential(*[nn.Linear(2, 2) for _ in range(layers)]) for _ in range(3)])
     assert len(draw(graph(net(torch.ones(1, 2)), net), by="module").texts) == boxes
 
 
-def test_a_net_of_many_layers_is_drawn_at_the_depth_that_can_be_read():
+def test_a_net_of_many_layers_is_drawn_as_can_be_read():
     deep = nn.Sequential(*[nn.Sequential(*[nn.Linear(2, 2) for _ in range(6)]) for _ in range(4)])
-    texts = draw(graph(deep(torch.ones(1, 2)), deep), by="module").texts
-    assert [text.get_text().split("\n")[0] for text in texts] == ["None", "0", "1", "2", "3"]
+    assert headings(draw(graph(deep(torch.ones(1, 2)), deep), by="module")) == ["None", *(f"{i}.0-5" for i in range(4))]
+
+
+@pytest.mark.parametrize("frozen", [0, 9])
+def test_many_unlike_layers_are_folded_by_flag(frozen):
+    net = nn.ModuleDict(
+        {"features": nn.Sequential(*[nn.Linear(2 + i, 3 + i) for i in range(20)]), "fc": nn.Linear(22, 1)}
+    )
+    net["features"][:frozen].requires_grad_(False)
+    x = torch.ones(1, 2, requires_grad=True)
+    ax = draw(graph(net["fc"](net["features"](x)), net), by="module")
+    assert headings(ax) == ["Tensor", *(["features.0-8", "features.9-19"] if frozen else ["features.0-19"]), "fc"]
+
+
+def test_one_block_of_a_folded_list_is_opened_only_if_it_is_partly_frozen():
+    net = nn.Sequential(*[nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(8)])
+    x = torch.randn(2, 3, 8, requires_grad=True)
+    net[:7].requires_grad_(False)
+    assert headings(draw(graph(net(x), net), by="module")) == ["Tensor", "(model)", "0-6", "7"]
+    net[7].norm1.requires_grad_(False)
+    ax = draw(graph(net(x), net), by="module")
+    assert "0-6" in headings(ax) and {"7.norm1", "7.norm2", "7.linear1"} <= set(headings(ax))
+    assert "7.norm1: frozen, 16 params" in ax.words
+
+
+def test_a_part_of_a_graph_can_be_drawn():
+    net = resnet18()
+    found = graph(net(torch.randn(2, 3, 64, 64)), net)
+    part = found.subgraph(range(30))
+    assert len(draw(part).texts) == 30
+    assert "layer4.0" in draw(part, by="module").words
+    for key in range(30, len(found) - 1):
+        found.remove_node(key)
+    assert draw(found).words  # also the input without what it feeds
 
 
 @pytest.mark.parametrize(
@@ -781,11 +1145,11 @@ def test_draw_says_what_it_needs(arguments, says):
 
 def test_too_many_boxes_are_refused():
     y = torch.ones(1, requires_grad=True)
-    for _ in range(499):
+    for _ in range(59):
         y = y.sin()
-    assert len(draw(graph(y)).texts) == 500
+    assert len(draw(graph(y)).texts) == 60
     y = y.sin()
-    with pytest.raises(ValueError, match=r'501 boxes .* by="module"'):
+    with pytest.raises(ValueError, match=r'^61 boxes .* too tall to read .* by="module"'):
         draw(graph(y))
 
 

@@ -61,21 +61,21 @@ def promises():
     model, image = resnet18(), torch.rand(1, 3, 224, 224)
     output = model(image)
 
-    def picture(by):
-        draw(graph(output, model), by=by)
+    def picture():
+        draw(graph(output, model), by="module")
         plt.close()
 
     def observed():
         with saved_tensors(model):
             model(image)
 
-    works = [lambda: str(parameters(model)), lambda: picture("op"), lambda: picture("module"), observed]
-    forward, report, by_op, by_module, inside = least(lambda: model(image), *works, rounds=30)
+    works = [lambda: str(parameters(model)), lambda: graph(output, model), picture, observed]
+    forward, report, alone, drawn, inside = least(lambda: model(image), *works, rounds=30)
     rows = [
         importing(),
         ("str(parameters(model)) / forward", report, forward, 0.03),
-        ("graph and draw by op / forward", by_op, forward, 1),
-        ("graph and draw by module / forward", by_module, forward, 1),
+        ("graph / forward", alone, forward, 1),
+        ("graph and draw / forward", drawn, forward, 1),
         ("forward in saved_tensors / forward", inside, forward, 1.1),
         head_step(),
     ]
