@@ -362,6 +362,22 @@ def checkpointing_that_eval_mode_switches_off():
     yield model, None
 
 
+class OnGPU(nn.Parameter):
+    """Says that it is there."""
+
+    is_cuda = True
+
+
+@mistake("off-in-eval-mode", "1")
+def recurrent_on_a_gpu():
+    model = nn.Sequential(nn.Linear(2, 2), nn.GRU(2, 2), nn.Linear(2, 1))
+    model[1].weight_ih_l0 = OnGPU(torch.ones(6, 2))
+    freeze(model, "1.*")
+    yield model, None
+    model[1].weight_ih_l0 = nn.Parameter(torch.ones(6, 2), requires_grad=False)
+    yield model, None
+
+
 @mistake("off-in-eval-mode", "1")
 def auxiliary_outputs():
     model = nn.Sequential(nn.Linear(2, 2), Holder(aux_logits=True), nn.Linear(1, 1))
