@@ -8,12 +8,17 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as module_hooks
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import mobilenet_v2, resnet18
 
-from helpers.memory import saved_tensors
+from helpers import freeze, graph
+from helpers.lessons.ranks import alone
+from helpers.memory import dense_parts, saved_tensors
 
 
 @pytest.mark.parametrize(
@@ -161,10 +166,60 @@ def test_bytes_go_to_the_innermost_module():
     assert str(saved) == (
         "module             saved\n"
         "(no submodule)  40 bytes\n"
-        "body            64 bytes\n"
+        "body.deep.0     32 bytes\n"
+        "body.deep.1     32 bytes\n"
         "saved for backward: 104 bytes, storages: 4"
     )
-    assert saved._repr_html_().count("<th scope=row") == 2
+    assert saved._repr_html_().count("<th scope=row") == 3
+
+
+def lines(saved):
+    return [line.rsplit("  ", 1)[0].rstrip() for line in str(saved).splitlines()[1:-1]]
+
+
+def test_depth_is_how_many_levels_the_table_has():
+    net = Nested()
+    found = {}
+    for depth in (1, 2, 3, 9):
+        with saved_tensors(net, depth=depth) as saved:
+            net(torch.ones(2, 4)).sin()
+        found[depth] = lines(saved)
+        assert saved.by_module == {"": 40, "body.deep.0": 32, "body.deep.1": 32}
+    deepest = ["(no submodule)", "body.deep.0-1  x 2"]
+    assert found == {1: ["(no submodule)", "body"], 2: ["(no submodule)", "body.deep"], 3: deepest, 9: deepest}
+    assert str(saved).splitlines()[2] == "body.deep.0-1  x 2  64 bytes"
+
+
+def test_what_a_module_saves_beside_its_submodules_is_a_line():
+    class Beside(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).exp()
+
+    net = nn.Sequential(Beside(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 1))
+    with saved_tensors(net, depth=2) as saved:
+        net(torch.ones(2, 4))
+    assert lines(saved) == ["0", "0.0-1  x 2"] and sum(saved.by_module.values()) == 96
+
+
+def test_a_child_that_has_nearly_everything_is_opened():
+    class Wrapped(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.net, self.drop = nn.ModuleDict({"layers": inner}), nn.Tanh()
+
+        def forward(self, x):
+            return self.drop(self.net["layers"](x)[:1]).exp().repeat(99, 1).exp()
+
+    with saved_tensors(net := Wrapped(nn.Sequential(*(nn.Tanh() for _ in range(5))))) as saved:
+        net(torch.ones(4, 8, requires_grad=True))
+    assert lines(saved) == ["(no submodule)", *(f"net.layers.{i}" for i in range(5)), "drop"]
+    with saved_tensors(net := Wrapped(nn.Sequential(*(nn.Tanh() for _ in range(80))))) as saved:
+        net(torch.ones(4, 8, requires_grad=True))
+    assert lines(saved) == ["(no submodule)", "net.layers.0-79  x 80", "drop"]
+    assert str(saved).splitlines()[2].endswith("  10,240 bytes") and len(saved.by_module) == 82
+    with saved_tensors(net := Wrapped(nn.Tanh())) as saved:
+        net(torch.ones(4, 8, requires_grad=True))
+    assert lines(saved) == ["(no submodule)", "net", "drop"], "8 of 10 are not enough"
 
 
 def test_a_module_that_is_not_the_models_counts_for_the_one_around():
@@ -321,3 +376,86 @@ def test_a_generator_is_no_model():
         saved_tensors(nn.ReLU().parameters()),
     ):
         pass
+
+
+def test_depth_is_one_or_more():
+    with pytest.raises(ValueError, match=r"^saved_tensors\(model, depth\): .*, not 0$"), saved_tensors(nn.ReLU(), 0):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_compiled_model_counts_for_the_module_that_was_compiled(fullgraph, before):
+    x = torch.ones(3, 4)
+    plain = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    whole = torch.compile(plain, backend="aot_eager", fullgraph=fullgraph)
+    with_part = nn.Sequential(torch.compile(plain, backend="aot_eager", fullgraph=fullgraph), nn.Tanh())
+    for model, expected in ((whole, {"": 96}), (with_part, {"0": 96, "1": 12})):
+        torch.compiler.reset()
+        if before:
+            model(x)
+        with saved_tensors(model) as saved:  # the first call is where torch.compile looks at it
+            model(x).sum().backward()
+        assert saved.by_module == expected
+        assert torch.allclose(model(x), model.get_submodule("0")(x).tanh() if model is with_part else plain(x))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_sharded_parameters_are_the_models(sharded):
+    with alone():
+        net = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+        net.append(nn.MultiheadAttention(2, 1))  # uses the weight of a part that it does not call
+        net[4].forward = lambda x, forward=net[4].forward: forward(x, x, x)[0].clone()
+        if sharded:
+            mesh = init_device_mesh("cpu", (1,))
+            for part in (net[3], net[4], net):
+                fully_shard(part, mesh=mesh)
+            assert all(len(dense_parts(parameter)) == 1 for parameter in net.parameters())
+        with saved_tensors(net) as saved:
+            net(torch.ones(2, 4)).sum().backward()
+    assert saved.by_module == {"1": 32, "2": 32, "4": 96}
+
+
+def test_wrappers_for_recomputation_are_modules_like_others():
+    net = nn.Sequential(checkpoint_wrapper(nn.Sequential(nn.Linear(4, 4), nn.Tanh())), nn.Linear(4, 1))
+    x = torch.ones(2, 4, requires_grad=True)
+    with saved_tensors(net) as saved:
+        net(x).sum().backward()
+    inside = {"0._checkpoint_wrapped_module.0", "0._checkpoint_wrapped_module.1", "0._checkpoint_wrapped_module"}
+    assert saved.by_module["1"] == 32 and set(saved.by_module) - {"1", "0", ""} <= inside
+    assert net[0][0].weight.grad is not None and str(saved).startswith("module")
+
+
+def test_graph_finds_frozen_parameters_inside_the_block():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    freeze(net, "1.*")
+    with saved_tensors(net):
+        output = net(torch.ones(3, 4))
+        names = {node["name"] for _, node in graph(output, net).nodes(data=True)}
+    assert {name for name, _ in net.named_parameters()} <= names
+
+
+def test_what_no_node_made_is_kept_itself():
+    frozen, weight = torch.ones(3), torch.ones(3, requires_grad=True)
+    with saved_tensors(nn.Identity()):
+        product = frozen * weight
+        power = weight.exp()
+    assert product.grad_fn._saved_self is frozen
+    assert power.grad_fn._saved_result is not power
+
+
+def test_a_leaf_keeps_its_errors_and_its_lifetime():
+    weight, x = torch.ones(3, requires_grad=True), torch.ones(3)
+    with saved_tensors(nn.Identity()):
+        y = x * weight
+        storage = StorageWeakRef(x.untyped_storage())
+    x.add_(1)
+    with pytest.raises(RuntimeError, match=r"is at version 1; expected version 0$"):
+        y.sum().backward()
+    gc.disable()
+    try:
+        del x, y
+        assert storage.expired()
+    finally:
+        gc.enable()
