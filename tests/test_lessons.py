@@ -24,8 +24,14 @@ def test_a_lesson_keeps_the_rules(path):
     assert lessons.faults(path) == []
 
 
-def test_there_are_lessons():
+def test_there_are_lessons_and_what_jupyter_keeps_beside_them_is_none(tmp_path, monkeypatch):
     assert lessons.paths()
+    monkeypatch.setattr(lessons, "FOLDER", tmp_path)
+    for name in ("01_a.ipynb", ".01_a.ipynb", ".ipynb_checkpoints/01_a-checkpoint.ipynb", "solutions/01_a.ipynb",
+                 "solutions/.ipynb_checkpoints/01_a-checkpoint.ipynb"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in lessons.paths()] == ["01_a.ipynb", "solutions/01_a.ipynb"]
 
 
 def png(software="Matplotlib 3.11.2, FreeType 2.14.3", shade=0):

@@ -12,6 +12,7 @@ from conftest import differ
 from tests.tools import lessons
 
 README = Path(__file__).parent.parent / "README.md"
+LESSONS = [path for path in lessons.paths() if path.parent == lessons.FOLDER]
 
 
 def test_its_example_runs():
@@ -21,12 +22,12 @@ def test_its_example_runs():
 
 def test_it_lists_every_lesson_and_no_other():
     linked = re.findall(r"\]\(notebooks/([\w-]+\.ipynb)\)", README.read_text("utf-8"))
-    assert linked == [path.name for path in lessons.paths() if path.parent == lessons.FOLDER]
+    assert linked == [path.name for path in LESSONS]
 
 
 def test_minutes_are_those_of_the_lessons():
     teachers = (README.parent / "docs" / "teachers.md").read_text("utf-8")
-    for path in lessons.FOLDER.glob("*.ipynb"):
+    for path in LESSONS:
         (minutes,) = re.findall(r"^About (\d+) minutes", lessons.read(path)["cells"][0]["source"], re.M)
         (name,) = re.findall(
             rf"^\| \[(.*)\]\(notebooks/{path.name}\) \|.*\| {minutes} \|$", README.read_text("utf-8"), re.M
@@ -38,7 +39,7 @@ def test_the_index_links_to_sections_that_are_there():
     index = (lessons.FOLDER / "INDEX.md").read_text("utf-8")
     rows = re.findall(r"^\| .* \| (\[(\d\d)\]\((\S+)\) \| \[(.*)\]\(\S+\)) \|$", index, re.M)
     assert len(rows) == len(re.findall(r"^\| .*ipynb", index, re.M)) > 50
-    assert {file for _, _, file, _ in rows} == {path.name for path in lessons.FOLDER.glob("*.ipynb")}
+    assert {file for _, _, file, _ in rows} == {path.name for path in LESSONS}
     for row, number, file, section in rows:
         cells = lessons.read(lessons.FOLDER / file)["cells"]
         headings = re.findall(r"^## (.*)$", "\n\n".join(cell["source"] for cell in cells), re.M)

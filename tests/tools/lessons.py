@@ -39,7 +39,9 @@ IMAGE = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<src>[^)\s]*)[^)]*\)|<img\b(?P<tag
 
 
 def paths() -> list[Path]:
-    return sorted(FOLDER.rglob("[!.]*.ipynb"))
+    """The lessons and their solutions; what Jupyter keeps beside them, in folders with a dot, is none."""
+    found = FOLDER.rglob("*.ipynb")
+    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(FOLDER).parts))
 
 
 def anchor(heading: str) -> str:

@@ -155,7 +155,9 @@ def main(files: list[str]) -> int:
 
     matplotlib.use("agg")
     bad = False
-    for path in [Path(name).resolve() for name in files] or sorted(lessons.FOLDER.glob("*.ipynb")):
+    for path in [Path(name).resolve() for name in files] or [
+        path for path in lessons.paths() if path.parent == lessons.FOLDER
+    ]:
         # A process for each: a lesson may leave another default dtype behind, as lesson 06 does.
         with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as own:
             tried, unnoticed = own.submit(survivors, path).result()
