@@ -1,39 +1,68 @@
 """Run a frozen backbone once, so that a head trains on what it gave."""
 
+import random
 import re
+import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset, DistributedSampler, TensorDataset
 
-from helpers.auditing import audit
+from helpers.memory import dense_parts
 from helpers.report import check_module
 
-_UNSTEADY = ("norm-statistics-drift", "dropout-in-frozen-part")
 
-
-def cache_features(backbone: nn.Module, loader: Iterable) -> TensorDataset:
+def cache_features(backbone: nn.Module, loader: Iterable, pick: Callable[[Any], Tensor] | None = None) -> TensorDataset:
     """The outputs of a frozen backbone with their labels, on the CPU and in the order of the loader.
 
     >>> import torch
     >>> from torch import nn
     >>> from torch.utils.data import DataLoader, TensorDataset
     >>> images = TensorDataset(torch.rand(10, 1, 8, 8), torch.arange(10))
-    >>> backbone = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()).requires_grad_(False)
+    >>> backbone = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout(), nn.Flatten()).requires_grad_(False)
     >>> features, labels = cache_features(backbone, DataLoader(images, batch_size=4)).tensors
     >>> features.shape, labels.shape
     (torch.Size([10, 144]), torch.Size([10]))
 
-    A batch is a pair: a tensor of inputs, moved to the backbone's device, and a tensor or list of labels. The features
-    are ordinary tensors, for ``no_grad``; what ``inference_mode`` makes cannot be saved for the head's backward
-    (https://docs.pytorch.org/docs/stable/generated/torch.autograd.grad_mode.inference_mode.html). Only one batch of
-    activations is in memory at a time. Modes and torch's CPU random state stay as they are. After 2 s a progress bar
-    appears.
+    The backbone runs in eval mode, so that nothing drops at random and no statistics move; afterwards every module has
+    the mode that it had. A batch is a pair of inputs and labels. Inputs are a tensor, or a mapping that goes in as
+    keywords. A mapping may also hold the labels itself, as ``labels`` or ``label``: they are taken out. Tensors are
+    copied to the backbone's device. Labels are a tensor or a list of numbers, one for each row of features.
+
+    The features are the first tensor in the output, which may be a tensor, list, tuple, mapping or dataclass.
+    ``pick(output)`` may take another: ``pick=lambda out: out.last_hidden_state[:, 0]``. Beyond the number of rows all
+    batches must give one shape, as one tensor holds them.
+
+    >>> class Words(nn.Embedding):
+    ...     def forward(self, input_ids, attention_mask):
+    ...         return {"hidden": super().forward(input_ids), "mask": attention_mask}
+    >>> texts = {"input_ids": torch.ones(4, 7).long(), "attention_mask": torch.ones(4, 7), "labels": [0, 1, 0, 1]}
+    >>> words = Words(50, 16).requires_grad_(False)
+    >>> cache_features(words, [texts]).tensors[0].shape
+    torch.Size([4, 7, 16])
+    >>> cache_features(words, [texts], pick=lambda out: out["hidden"].mean(1)).tensors[0].shape
+    torch.Size([4, 16])
+
+    A cache is right only if the backbone would give the same again. So the first batch runs twice, and what differs by
+    more than rounding is refused. So are parameters and buffers that move in eval mode, as those of quantization's
+    observers do: they are compared with a copy, kept on the CPU meanwhile, after the first batch and at the end. And so
+    is BatchNorm without running statistics, which makes a feature depend on the other examples in its batch
+    (https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm1d.html). What moved is put back.
+
+    The features are ordinary tensors, for ``no_grad``; what ``inference_mode`` makes cannot be saved for the head's
+    backward (https://docs.pytorch.org/docs/stable/generated/torch.autograd.grad_mode.inference_mode.html). Only one
+    batch of activations is in memory at a time. The random states of torch, numpy and ``random`` stay as they are.
+    After 2 s a progress bar appears.
 
     With several processes, each caches its own part: give it a loader with ``DistributedSampler(data, shuffle=False)``,
     or over ``Subset(data, range(rank, len(data), world))``, which does the same. All parts together are the whole, each
@@ -53,24 +82,22 @@ def cache_features(backbone: nn.Module, loader: Iterable) -> TensorDataset:
     recognized by ``shuffle`` and by class names (RandomSampler, RandomCrop, ColorJitter) in the loader's and dataset's
     ``sampler`` and ``transform``, so what a ``collate_fn`` or ``__getitem__`` draws goes unnoticed.
 
-    Raises ValueError for a backbone with trainable parameters, or in a mode that makes its features random (dropout,
-    StochasticDepth, DropPath) or its statistics drift, and when there are no batches or not as many labels as features;
-    TypeError for other types.
+    Raises ValueError for a backbone with trainable parameters, or whose features would differ the next time, as above,
+    and when there are no batches, not as many labels as features, or batches whose shapes do not fit together;
+    TypeError for other types, also when the backbone fails on inputs of another dtype than its own.
     """
     check_module("cache_features", backbone)
-    unsteady = [str(found) for found in audit(backbone) if found.rule in _UNSTEADY]
     if trainable := [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]:
         raise ValueError(
             f"the backbone has {len(trainable)} trainable parameters ({_first(trainable)}), so its features will "
             "change: freeze(backbone) first, and leave the head out"
         )
-    if paths := [name for name, part in backbone.named_modules() if part.training and _drops_paths(part)]:
-        unsteady.append(
-            f"StochasticDepth or DropPath is active in {_first(paths)}: it leaves out layers at random.\n"
-            "    Call eval() on it after every backbone.train()."
+    norms = [(name or "itself", part) for name, part in backbone.named_modules() if isinstance(part, _BatchNorm)]
+    if without := [name for name, part in norms if part.running_mean is None]:
+        raise ValueError(
+            f"BatchNorm without running statistics ({_first(without)}) takes those of the batch in eval mode too, so "
+            "features depend on which examples are together: it needs track_running_stats=True while it is trained"
         )
-    if unsteady:
-        raise ValueError("\n".join(["the backbone would give other features the next time:", *unsteady]))
     if drawn := _random_parts(loader):
         warnings.warn(
             f"the cache keeps what {', '.join(drawn)} drew this once: each epoch on it sees the same. Cache without "
@@ -81,35 +108,175 @@ def cache_features(backbone: nn.Module, loader: Iterable) -> TensorDataset:
 
     # Its forward would wait for the other processes, which may have fewer batches.
     run = backbone.module if isinstance(backbone, DistributedDataParallel) else backbone
-    like = next(chain(backbone.parameters(), backbone.buffers()), torch.empty(0))
-    features, targets = [], []
-    # The random state, because a DataLoader draws a seed for each pass.
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.no_grad():
+    features: list[Tensor] = []
+    targets: list[Tensor] = []
+    with torch.inference_mode(False), torch.no_grad(), _as_it_was(run) as check:
         for batch in tqdm(loader, desc="cache_features", delay=2, leave=False):
             match batch:
-                case [torch.Tensor() as inputs, labels]:
-                    output = run(inputs.to(like.device))
+                case (
+                    {"labels": labels, **inputs}
+                    | {"label": labels, **inputs}
+                    | [Tensor() | Mapping() as inputs, labels]
+                ):
+                    pass
                 case _:
                     raise TypeError(
-                        f"a batch must be a pair (tensor of inputs, labels), not {_form(batch)}: "
-                        "give the DataLoader a collate_fn that makes such pairs"
+                        "a batch must be a pair (tensor of inputs, labels), or a mapping that goes in as keywords, its "
+                        f"labels (or label) in it or beside it, not {_form(batch)}: give the DataLoader a collate_fn, "
+                        'which for texts makes {"input_ids": ..., "attention_mask": ..., "labels": ...}'
                     )
-            if not isinstance(output, torch.Tensor):
-                raise TypeError(f"the backbone must give one tensor, not {_form(output)}: wrap it to pick one")
+            rows = _features(run, inputs, pick)
             try:
-                target = torch.as_tensor(labels)
+                target = torch.as_tensor(labels).to("cpu", copy=True)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise TypeError(f"labels must be a tensor or a list of numbers, not {_form(labels)}") from error
-            if not output.ndim or output.shape[:1] != target.shape[:1]:
-                shapes = f"features {tuple(output.shape)} and labels {tuple(target.shape)}"
+            if not rows.ndim or rows.shape[:1] != target.shape[:1]:
+                shapes = f"features {tuple(rows.shape)} and labels {tuple(target.shape)}"
                 raise ValueError(f"every row of features needs one label, but the shapes are: {shapes}")
-            # Copies, because a slice would keep all that it is a slice of.
-            features.append(output.to("cpu", copy=True))
-            targets.append(target.to("cpu", copy=True))
+            if not features:
+                again = _features(run, inputs, pick)
+                check()
+                # Not to the bit: scatter_add and others on a GPU add in any order.
+                near = max(1e-4, 4 * torch.finfo(rows.dtype).eps) if rows.is_floating_point() else 0
+                if again.shape != rows.shape or not torch.allclose(
+                    again.double(), rows.double(), near, near / 10, True
+                ):
+                    raise ValueError(
+                        "the first batch, run twice in eval mode, gave two different features: "
+                        f"{_unsteady(run, inputs, pick)} draws at random in eval mode too, or remembers what it saw"
+                    )
+            for what, new, old in (("features", rows, features), ("labels", target, targets)):
+                if old and new.shape[1:] != old[0].shape[1:]:
+                    shapes = f"{tuple(old[0].shape)} in the first batch, {tuple(new.shape)} in batch {len(old) + 1}"
+                    raise ValueError(
+                        f"the {what} of all batches are to make one tensor, but their shape is {shapes}: pick a pooled "
+                        "vector, as in pick=lambda out: out.last_hidden_state[:, 0], or pad all examples to one length"
+                    )
+                old.append(new)
         if not features:
             raise ValueError("the loader gave no batch: its dataset is empty, or smaller than a batch with drop_last")
+        check()
         kept = slice(_without_repeats(loader, sum(map(len, targets))))
         return TensorDataset(torch.cat(features)[kept], torch.cat(targets)[kept])
+
+
+def _features(run: nn.Module, inputs: Any, pick: Callable[[Any], Tensor] | None) -> Tensor:
+    own = [*run.parameters(), *run.buffers()]
+    device = own[0].device if own else "cpu"
+    # Copies, because forward may write to its inputs.
+    given = {
+        key: value.to(device, copy=True) if isinstance(value, Tensor) else value
+        for key, value in (inputs if isinstance(inputs, Mapping) else {"": inputs}).items()
+    }
+    try:
+        output = run(**given) if isinstance(inputs, Mapping) else run(given[""])
+    except RuntimeError as error:
+        floats = [
+            [t.dtype for t in ts if isinstance(t, Tensor) and t.is_floating_point()] for ts in (own, given.values())
+        ]
+        if not all(floats) or floats[0][0] == floats[1][0]:
+            raise
+        raise TypeError(
+            f"the backbone is {floats[0][0]} and failed on inputs that are {floats[1][0]}: give it "
+            f"inputs.to({floats[0][0]}), or change it with backbone.to({floats[1][0]})"
+        ) from error
+    first = next((part for part in _parts(output).values() if isinstance(part, Tensor)), output)
+    found = pick(output) if pick else first
+    if not isinstance(found, Tensor):
+        whose = "pick" if pick else "the backbone"
+        raise TypeError(f"{whose} gave no tensor but {_form(found)}: pick=... takes the features from the output")
+    # A copy, because a slice would keep all that it is a slice of.
+    return found.to("cpu", copy=True)
+
+
+def _parts(value: Any) -> dict[Any, Any]:
+    """What is in an output or a batch, by name or by place."""
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return dict(value if isinstance(value, Mapping) else enumerate(value if isinstance(value, list | tuple) else ()))
+
+
+def _form(value: object) -> str:
+    inside = [f"{key}: " * isinstance(key, str) + type(part).__name__ for key, part in _parts(value).items()]
+    return f"a {type(value).__name__}" + " of " * bool(inside) + ", ".join(inside)
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """In eval mode; afterwards modes and random states are as before, and if the block raises, all entries.
+
+    Gives a check that raises if an entry has moved.
+    """
+    numpy = sys.modules.get("numpy")
+    drawn = random.getstate(), numpy and numpy.random.get_state()
+    before: dict[tuple[str, int], Tensor] = {}
+    modes = {module: module.training for module in model.modules()}
+    # Those of freeze() would remember which mode is asked for here.
+    stand_ins = {module: vars(module).pop("train") for module in modes if "train" in vars(module)}
+
+    def moved() -> dict[tuple[str, int], Tensor]:
+        return {key: now for key, now in _entries(model).items() if not _begins_with(now, before.get(key, now))}
+
+    def check() -> None:
+        if names := [name for name, _ in moved()]:
+            raise ValueError(
+                f"the backbone moves in eval mode too ({_first(names)}), so its features depend on what it saw before. "
+                "Quantization's observers stop with backbone.apply(torch.ao.quantization.disable_observer)"
+            )
+
+    try:
+        # Of torch because a DataLoader draws a seed for each pass.
+        with torch.random.fork_rng(range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)):
+            model.eval()
+            before |= {key: part.detach().to("cpu", copy=True) for key, part in _entries(model).items()}
+            yield check
+    except BaseException:
+        for key, now in moved().items():
+            now.resize_(before[key].shape).copy_(before[key])
+        raise
+    finally:
+        random.setstate(drawn[0])
+        if numpy:
+            numpy.random.set_state(drawn[1])
+        for module, mode in modes.items():  # parents before what is in them
+            if type(module).train is not nn.Module.train:  # such as that of torchvision's extractors, with two graphs
+                module.train(mode)
+        for module, mode in modes.items():
+            module.training = mode
+        for module, stand_in in stand_ins.items():
+            vars(module)["train"] = stand_in
+
+
+def _entries(model: nn.Module) -> dict[tuple[str, int], Tensor]:
+    named = chain(model.named_parameters(), model.named_buffers())
+    usual = [(name, entry) for name, entry in named if not (is_lazy(entry) or entry.is_meta or entry.is_quantized)]
+    return {(name, place): part for name, entry in usual for place, part in enumerate(dense_parts(entry))}
+
+
+def _begins_with(new: Tensor, old: Tensor) -> bool:
+    """Bit by bit. A table of positions that grew for a longer input does, an observer that was empty does not."""
+    now, before = (tensor.detach().cpu().contiguous().flatten().view(torch.uint8) for tensor in (new, old))
+    return torch.equal(now[: len(before) or None], before)
+
+
+def _unsteady(run: nn.Module, inputs: Any, pick: Callable[[Any], Tensor] | None) -> str:
+    """The innermost module that gives two outputs for the same inputs."""
+
+    def note(module: nn.Module, *values: Any) -> None:
+        groups = [[part for part in (value, *_parts(value).values()) if isinstance(part, Tensor)] for value in values]
+        seen.append((module, *(str([tensor.double().sum().item() for tensor in group]) for group in groups)))
+
+    passes = []
+    for _ in range(2):
+        seen: list[tuple[Any, ...]] = []
+        with register_module_forward_hook(note, with_kwargs=True):
+            _features(run, inputs, pick)
+        passes.append(seen)
+    # A module comes after those inside it, with the sums of its arguments, its keywords and its output.
+    differs = [one[0] for one, two in zip(*passes, strict=False) if one[:3] == two[:3] and one[3] != two[3]]
+    found = differs[0] if differs else run
+    name = next((name for name, module in run.named_modules() if module is found), "")
+    return f"{name or 'its forward'} ({type(found).__name__})"
 
 
 def _without_repeats(loader: Any, rows: int) -> int:
@@ -123,16 +290,6 @@ def _without_repeats(loader: Any, rows: int) -> int:
 
 def _first(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _drops_paths(part: Any) -> bool:
-    named = type(part).__name__ in ("StochasticDepth", "DropPath")
-    return named and bool(getattr(part, "p", None) or getattr(part, "drop_prob", None))
-
-
-def _form(value: object) -> str:
-    inside = f" of {', '.join(type(item).__name__ for item in value)}" if isinstance(value, list | tuple) else ""
-    return f"a {type(value).__name__}{inside}"
 
 
 def _random_parts(loader: Any) -> list[str]:
