@@ -120,7 +120,8 @@ def saved_tensors(model: nn.Module, depth: int | None = None) -> Iterator[SavedT
     def leave(module: nn.Module, args: object, output: object) -> None:
         if not torch.compiler.is_compiling() and inside[-1] is module:
             inside.pop()
-            forget(module.parameters())  # FSDP gathers them for this call only.
+            if hasattr(module, "unshard"):  # by FSDP, which has gathered its parameters for this call only
+                forget(module.parameters())
 
     def pack(tensor: Tensor) -> object:
         for storage in storages([tensor]):
