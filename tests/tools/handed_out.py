@@ -1,7 +1,7 @@
 """What is handed out: build the wheel and the source archive, and check them.
 
-``python -m tests.tools.handed_out`` (``make dist``) leaves both in build/dist. It fails for a description that PyPI would
-refuse, a file that is no part of the project, and one that names a folder of this machine. It says what is still
+``python -m tests.tools.handed_out`` (``make dist``) leaves both in build/dist. It fails for a description that PyPI
+would refuse, a file that is no part of the project, and one that names a folder of this machine. It says what is still
 missing, such as the address of the project.
 """
 
