@@ -1,6 +1,7 @@
 """Find, without running the model, what would move a frozen part or keep a trainable part from learning."""
 
 import difflib
+import dis
 import html
 import inspect
 import re
@@ -8,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import chain, groupby
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -72,7 +73,7 @@ def audit(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = 
     >>> _ = model[0].requires_grad_(False)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> audit(model, optimizer)
-    frozen-part-in-train-mode: '0' is frozen but in train mode: 1 module in it moves its buffers ('0.1').
+    frozen-part-in-train-mode: '0' is frozen but in train mode: 1 module moves its buffers ('0.1').
         Freeze it with helpers.freeze(), which holds eval mode, or call its eval() after every model.train().
         Page: Rule frozen-part-in-train-mode
 
@@ -124,9 +125,7 @@ class _Case:
         self.registered = {id(item) for item in (*self.modules.values(), *self.tensors.values())}
         self.frozen = frozen_modules(model, around=is_held(model))
         self.parts = frozen_parts(model, self.frozen)
-        # Frozen under every name that it has.
-        trains = {id(part) for name, part in model.named_modules(remove_duplicate=False) if not self.frozen[name]}
-        self.still = {name: part for name, part in self.modules.items() if id(part) not in trains}
+        self.still = {name: part for name, part in self.modules.items() if self.frozen[name]}
         # By topmost frozen part what is in it.
         self.inside: dict[str, dict[str, nn.Module]] = {name: {} for name in self.parts}
         part_of: dict[str, str | None] = {}
@@ -166,13 +165,26 @@ class _Case:
             for stack, first, whole in self._adapted
         )
 
-    def trains_before(self, part: str) -> bool:
-        """Whether something trainable comes before the part, in the order of the modules."""
-        order = self._order[part]
-        return any(
-            self._order[name] < order and any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-            for name, module in self.modules.items()
-        )
+    def feeds(self, part: str) -> tuple[bool, bool]:
+        """Whether something trainable feeds a part, by order: surely (in a Sequential, or something follows), or maybe.
+
+        Modules in a list or dict have no order, and what is of the part's own class is its twin: a student, a policy.
+        """
+        surely, maybe, inner = self.gradient_passes(part), False, part
+        while inner:
+            around = inner.rpartition(".")[0]
+            module, branch = self.modules[around], self.modules[inner]
+            if not isinstance(module, nn.ModuleList | nn.ModuleDict):
+                siblings = [child for child in module.children() if any(p.requires_grad for p in child.parameters())]
+                order = {id(child): i for i, child in enumerate(module.children())}
+                others = [
+                    child for child in siblings if type(child) is not type(branch) or isinstance(module, nn.Sequential)
+                ]
+                before = [child for child in others if order[id(child)] < order[id(branch)]]
+                maybe |= bool(before)
+                surely |= bool(before) and (isinstance(module, nn.Sequential) or before != others)
+            inner = around
+        return surely, maybe or surely
 
     @cached_property
     def _order(self) -> dict[str, int]:
@@ -329,7 +341,10 @@ def nothing_trainable(case: _Case) -> _Texts:
     >>> audit(model, optimizer)
     no findings
     """
-    if case.held and not any(first.tensor.requires_grad for first, *_ in case.held.values()):
+    held = [first.tensor for first, *_ in case.held.values()]
+    # Of what the model has not, or no longer, another rule speaks.
+    ours = any(id(tensor) in case.registered for tensor in held)
+    if ours and not any(tensor.requires_grad for tensor in held):
         message = "all that the optimizer holds is frozen: it moves nothing, or what has an old gradient."
         remedy = (
             "Unfreeze what is to be trained, such as the head, with requires_grad_(True), and give it to the optimizer."
@@ -383,7 +398,10 @@ def _moves(held: _Held) -> bool:
     pushes = (held.tensor.grad, state.get("momentum_buffer"), state.get("exp_avg"))
     # ASGD decays by lambd.
     decays = bool(held.group.get("weight_decay") or held.group.get("lambd"))
-    return decays or any(map(_pushes, pushes)) or bool(state and not _is_torchs(held))
+    remembers = (
+        state if not _is_torchs(held) else isinstance(held.optimizer, torch.optim.LBFGS) and held.optimizer.state
+    )
+    return decays or any(map(_pushes, pushes)) or bool(remembers)
 
 
 def _state(held: _Held) -> dict[str, Any]:
@@ -413,9 +431,10 @@ def frozen_part_in_train_mode(case: _Case) -> _Texts:
     its forms makes equal inputs give different outputs. Eval mode of the whole part switches off both; of one Dropout
     it may not be enough, because attention reads its probability and asks the mode of the module around it.
 
-    What moves is recognized by numbers in the state_dict that are no parameters, in a class whose code uses them where
-    it asks for ``self.training``, and by spectral norm's hook; what draws by torch's classes, and by a number in (0, 1]
-    with ``drop`` or ``jitter`` in its name or the name of its class. What moves is always named. What only draws is not
+    What moves is recognized by buffers in the state_dict that the code of a class writes to where it asks for
+    ``self.training``, and by spectral norm's hook; what draws by torch's classes, by a number in (0, 1] with ``drop``
+    or ``jitter`` in its name or the name of its class, and, without any such number, by functions as ``F.dropout`` and
+    ``randn_like`` in code that asks for the mode. What moves is always named. What only draws is not
     named where the gradient has to pass through it to reach something trainable: where a frozen layer stands beside
     trainable adapters in its block, and where (but for one head) only embeddings or bare Parameters train, as in prompt
     tuning. There dropout is part of the recipe. Nothing is named of a part whose optimizer holds only what is frozen
@@ -434,56 +453,74 @@ def frozen_part_in_train_mode(case: _Case) -> _Texts:
     """
     awake = []
     for name, part in case.parts.items():
-        # What was traced computes as the trace says, whatever its mode.
-        traced = torch.fx.GraphModule
-        training = {n: m for n, m in case.inside[name].items() if m.training or isinstance(m, traced)}
+        training = {inner: module for inner, module in case.inside[name].items() if module.training}
         moving = [inner for inner, module in training.items() if _moves_buffers(module)]
         drawing = [inner for inner, module in training.items() if _draws(module)]
         if (moving or drawing) and not case.rests(part) and (moving or not case.gradient_passes(name)):
-            kind = name.rpartition(".")[0], type(part), bool(moving), bool(drawing), is_held(part)
+            new = is_held(part) and not all(is_held(case.modules[inner]) for inner in moving + drawing)
+            kind = name.rpartition(".")[0], type(part), bool(moving), bool(drawing), is_held(part), new
             awake.append((kind, name, moving, drawing))
     for kind, group in groupby(awake, key=lambda found: found[0]):  # neighbours that are alike
         _, names, moves, draws = zip(*group, strict=True)
-        yield _awake(names, [*chain(*moves)], [*chain(*draws)], assigned=kind[-1])
-
-
-def _awake(names: tuple[str, ...], moving: list[str], drawing: list[str], assigned: bool) -> tuple[Any, str, str]:
-    one = len(names) == 1
-    does = [
-        f"{len(inner):,} {single if len(inner) == 1 else several} ({_few(inner, 2)})"
-        for inner, single, several in (
-            (moving, "module in it moves its buffers", "modules move their buffers"),
-            (drawing, "module draws at random", "modules draw at random"),
-        )
-        if inner
-    ]
-    message = f"{_few(names)} {'is' if one else 'are'} frozen but in train mode: {', '.join(does)}."
-    call = f"call {'its eval()' if one else 'eval() on each'}"
-    if assigned:
-        return names, message, f"Something assigned to .training, against which freeze() cannot hold: {call}."
-    hold = f"Freeze {'it' if one else 'them'} with helpers.freeze(), which holds eval mode"
-    return names, message, f"{hold}, or {call} after every model.train()."
+        one, moving, drawing = len(names) == 1, [*chain(*moves)], [*chain(*draws)]
+        does = [
+            f"{len(inner):,} {single if len(inner) == 1 else several} ({_few(inner, 2)})"
+            for inner, single, several in (
+                (moving, "module moves its buffers", "modules move their buffers"),
+                (drawing, "module draws at random", "modules draw at random"),
+            )
+            if inner
+        ]
+        call = f"call {'its eval()' if one else 'eval() on each'}"
+        freeze = f"Freeze {'it' if one else 'them'} with helpers.freeze(), which holds eval mode"
+        remedy = f"{freeze}, or {call} after every model.train()."
+        if kind[-1]:
+            remedy = "Something was put in after freeze(), which does not hold it: call freeze() again."
+        elif kind[-2]:
+            remedy = f"Something assigned to .training, against which freeze() cannot hold: {call}."
+        yield names, f"{_few(names)} {'is' if one else 'are'} frozen but in train mode: {', '.join(does)}.", remedy
 
 
 def _moves_buffers(module: nn.Module) -> bool:
     """Whether forward writes to buffers in the state_dict, as far as that can be told without a run."""
-    if isinstance(module, torch.fx.GraphModule):
-        return any(map(node_trains, module.graph.nodes))
+    if isinstance(module, torch.jit.ScriptModule):
+        return any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
     if any(type(hook).__name__ == "SpectralNorm" for hook in module._forward_pre_hooks.values()):
         return True
-    kept = set(module._buffers.keys()) - getattr(module, "_non_persistent_buffers_set", set())
-    floats = {name for name in kept if (b := module._buffers[name]) is not None and b.dtype.is_floating_point}
-    if isinstance(module, torch.jit.ScriptModule) or not floats:
-        return bool(floats)
-    # In what asks for the mode, or in a method that it calls.
+    used = _used_in_train_mode(module)
+    children = {name: child for name, child in module._modules.items() if name in used and child is not None}
+    calls = [
+        (module, used),
+        *((child, _methods(child).get(name, set())) for child in children.values() for name in used),
+    ]
+    return any(_writes(names) and names & _kept_buffers(owner) for owner, names in calls)
+
+
+def _kept_buffers(module: nn.Module) -> set[str]:
+    kept = {name for name, buffer in module._buffers.items() if buffer is not None}
+    return kept - getattr(module, "_non_persistent_buffers_set", set())
+
+
+def _writes(names: frozenset[str] | set[str]) -> bool:
+    """Whether code that uses these names assigns to an attribute or item, or calls what works in place."""
+    in_place = any(name.endswith("_") and not name.endswith("__") for name in names)
+    return in_place or bool({"batch_norm", "instance_norm", "[] ="} & names) or any(n.endswith(" =") for n in names)
+
+
+def _used_in_train_mode(module: nn.Module) -> set[str]:
+    """The names used by the methods that ask for the mode, and by those that they call, however far."""
     methods = _methods(module)
-    asking = [names for names in methods.values() if "training" in names]
-    called = [methods[name] for names in asking for name in names if name in methods]
-    return any(floats & names for names in asking + called)
+    used: set[str] = set().union(*(names for names in methods.values() if "training" in names))
+    todo = list(used)
+    for name in todo:  # grows
+        new = methods.get(name, frozenset()) - used
+        used |= new
+        todo += new
+    return used
 
 
 def _methods(module: nn.Module) -> dict[str, frozenset[str]]:
-    """The names that the code of each method of its class uses, up to nn.Module's own."""
+    """The names that the code of each method of its class uses, up to nn.Module's own; with " =" what it assigns to."""
     return _methods_of(type(module))  # type: ignore[arg-type]
 
 
@@ -492,26 +529,37 @@ def _methods_of(kind: type) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
         for name, member in vars(base).items():
-            function = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
-            codes = [getattr(inspect.unwrap(function), "__code__", None)]
+            if isinstance(member, property | classmethod | staticmethod):
+                member = member.fget if isinstance(member, property) else member.__func__
+            codes = [inspect.unwrap(member).__code__] if isinstance(member, FunctionType) else []
+            used = set(found.get(name, ()))  # a method may call the one that it overrides
             for code in codes:  # grows
-                codes += [inner for inner in getattr(code, "co_consts", ()) if isinstance(inner, CodeType)]
-            used = frozenset(name for code in codes for name in getattr(code, "co_names", ()))
-            found[name] = found.get(name, frozenset()) | used  # a method may call the one that it overrides
+                codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+                used.update(code.co_names)
+                for step in dis.get_instructions(code):
+                    used |= {f"{step.argval} ="} if step.opname == "STORE_ATTR" else set()
+                    used |= {"[] ="} if step.opname in ("STORE_SUBSCR", "STORE_SLICE") else set()
+            found[name] = frozenset(used)
     return found
 
 
+_RANDOM = {f"{kind}dropout{end}" for kind in ("", "alpha_", "feature_alpha_") for end in ("", "1d", "2d", "3d")}
+_RANDOM |= {"rrelu", "randn_like", "rand_like", "bernoulli"}
+
+
 def _draws(module: nn.Module) -> bool:
-    """Whether it drops or jitters at random in train mode, as far as torch's classes or a number tell it."""
-    if isinstance(module, _DropoutNd):
-        return module.p > 0
-    if isinstance(module, nn.RNNBase) and module.num_layers == 1:
+    """Whether it drops, jitters or adds noise in train mode, as far as numbers, names and code tell it."""
+    kind = getattr(module, "original_name", type(module).__name__)  # of a scripted module, the one it was made of
+    one_layer = isinstance(module, nn.RNNBase) and module.num_layers == 1
+    if one_layer or type(module).__module__.startswith("torch.ao."):
         return False
-    drops = re.search("drop|stochasticdepth", type(module).__name__.lower())
-    return isinstance(module, nn.RReLU) or any(
-        isinstance(value, float) and 0 < value <= 1 and (drops or "drop" in name or "jitter" in name)
-        for name, value in vars(module).items()
-    )
+    drops = re.search("drop|stochasticdepth", kind.lower())
+    if isinstance(module, _DropoutNd) or (drops and isinstance(module, torch.jit.ScriptModule)):
+        return bool(getattr(module, "p", 0))
+    chances = [v for n, v in vars(module).items() if isinstance(v, float) and (drops or "drop" in n or "jitter" in n)]
+    # A function, not a layer or a number of that name; if there is a number, that says how often.
+    by_function = {name for name in _RANDOM & _used_in_train_mode(module) if not hasattr(module, name)}
+    return any(0 < chance <= 1 for chance in chances) or (not chances and bool(by_function))
 
 
 def batch_statistics_in_frozen_part(case: _Case) -> _Texts:
@@ -535,6 +583,28 @@ def batch_statistics_in_frozen_part(case: _Case) -> _Texts:
         message = f"{_few(names)} {have} no running statistics: what it gives for an example depends on the batch."
         remedy = "No mode helps. Make it with track_running_stats=True, as it was when it was trained, or unfreeze it."
         yield tuple(names), message, remedy
+
+
+def traced_in_train_mode(case: _Case) -> _Texts:
+    """A frozen part was traced or exported in train mode: it computes so whatever its mode, and moves or draws.
+
+    >>> class Noisy(nn.Linear):
+    ...     def forward(self, x):
+    ...         return nn.functional.dropout(super().forward(x), 0.5, self.training)
+    >>> model = nn.Sequential(torch.fx.symbolic_trace(nn.Sequential(Noisy(2, 2))), nn.Linear(2, 1))
+    >>> _ = model[0].requires_grad_(False)
+    >>> audit(model.eval())
+    traced-in-train-mode: '0' was traced in train mode: it moves or draws as in training, in eval mode too.
+        Trace or export it again, in eval mode or after helpers.freeze().
+        Page: Rule traced-in-train-mode
+    >>> model[0] = torch.fx.symbolic_trace(nn.Sequential(Noisy(2, 2)).eval()).requires_grad_(False)
+    >>> audit(model)
+    no findings
+    """
+    for name, module in case.still.items():
+        if isinstance(module, torch.fx.GraphModule) and any(map(node_trains, module.graph.nodes)):
+            message = f"{_shown(name)} was traced in train mode: it moves or draws as in training, in eval mode too."
+            yield name, message, "Trace or export it again, in eval mode or after helpers.freeze()."
 
 
 def observer_in_frozen_part(case: _Case) -> _Texts:
@@ -609,7 +679,7 @@ def off_in_eval_mode(case: _Case) -> _Texts:
 
     That is a library's activation checkpointing (it recomputes in train mode only, so more is kept in memory),
     the backward of RNNs by cuDNN, which raises, and auxiliary outputs. Whether a gradient passes is taken from the
-    order of the modules: when something trainable comes before the part.
+    order of the modules: something trainable comes before the part, and is no twin of it as a student is.
 
     >>> from helpers.freezing import freeze, unfreeze
     >>> base = nn.Sequential(nn.Linear(2, 2))
@@ -618,17 +688,21 @@ def off_in_eval_mode(case: _Case) -> _Texts:
     >>> _ = freeze(model, "1.*")
     >>> audit(model)
     off-in-eval-mode: '1' is held in eval mode, which switches off its activation checkpointing.
-        Where it is needed, use helpers.freeze(..., hold=False), and see what moves then with helpers.watch().
+        If a gradient has to pass through it, use helpers.freeze(..., hold=False), and look with helpers.watch().
         Page: Rule off-in-eval-mode
     >>> _ = unfreeze(model), freeze(model, "1.*", hold=False)
     >>> audit(model.train())
     no findings
     """
-    remedy = "Where it is needed, use helpers.freeze(..., hold=False), and see what moves then with helpers.watch()."
+    remedy = "If a gradient has to pass through it, use helpers.freeze(..., hold=False), and look with helpers.watch()."
     for name, part in case.parts.items():
-        if is_held(part) and not part.training and case.trains_before(name):
-            inside = case.inside[name].values()
-            off = [what for what, is_on in _SWITCHED_OFF.items() if any(map(is_on, inside))]
+        if is_held(part) and not part.training:
+            surely, maybe = case.feeds(name)
+            off = [
+                what
+                for what, enough, is_on in _SWITCHED_OFF
+                if (maybe if enough else surely) and any(map(is_on, case.inside[name].values()))
+            ]
             if off:
                 yield (
                     name,
@@ -637,11 +711,16 @@ def off_in_eval_mode(case: _Case) -> _Texts:
                 )
 
 
-_SWITCHED_OFF = {
-    "activation checkpointing": lambda module: vars(module).get("gradient_checkpointing") is True,
-    "backward by cuDNN": lambda module: isinstance(module, nn.RNNBase) and any(p.is_cuda for p in module.parameters()),
-    "auxiliary outputs": lambda module: vars(module).get("aux_logits") is True,
-}
+# What it is, whether it is enough that a gradient may pass (who switches on checkpointing thinks so), how it is seen.
+_SWITCHED_OFF = (
+    ("activation checkpointing", True, lambda module: vars(module).get("gradient_checkpointing") is True),
+    (
+        "backward by cuDNN",
+        False,
+        lambda module: isinstance(module, nn.RNNBase) and any(p.is_cuda for p in module.parameters()),
+    ),
+    ("auxiliary outputs", False, lambda module: vars(module).get("aux_logits") is True),
+)
 
 
 def flag_on_module(case: _Case) -> _Texts:
@@ -732,8 +811,9 @@ def unregistered(case: _Case) -> _Texts:
         # DistributedDataParallel keeps a list of what it wrapped; a rule of its own compares that.
         attributes = {} if isinstance(module, DistributedDataParallel) else vars(module)
         for attribute, value in attributes.items():
-            # Who gets a module past nn.Module.__setattr__ means to hide it.
-            hidden = isinstance(value, nn.Module) or attribute in _TORCHS_OWN
+            # Who gets a module past nn.Module.__setattr__ means to hide it. What forward keeps comes and goes.
+            kept = f"{attribute} =" in _methods(module).get("forward", ()) and not isinstance(value, nn.Parameter)
+            hidden = isinstance(value, nn.Module) or attribute in _TORCHS_OWN or kept
             if not hidden and any(_is_lost(item, module, case) for item in _contents(value)):
                 name = f"{prefix}.{attribute}".lstrip(".")
                 message = f"{name!r} is trainable but not registered: parameters(), state_dict() and to() pass it by."
@@ -934,6 +1014,7 @@ RULES = {
         stale_grad,
         frozen_part_in_train_mode,
         batch_statistics_in_frozen_part,
+        traced_in_train_mode,
         observer_in_frozen_part,
         held_but_trainable,
         off_in_eval_mode,

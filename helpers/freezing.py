@@ -1,5 +1,6 @@
 """Freeze parts of a model, so that they neither move nor draw at random, and undo exactly that."""
 
+import copy
 import difflib
 import inspect
 import warnings
@@ -20,8 +21,8 @@ def frozen_modules(model: nn.Module, around: bool = False, chosen: Iterable[int]
     """The qualified name of every module of ``model`` (``""`` is the model) and whether it counts as frozen.
 
     The one definition that freeze, watch and audit share: a module counts as frozen when there are parameters in it
-    and all of them are frozen (or among the ids ``chosen``); one without any follows the module around it, and the
-    model itself ``around``. Shared modules appear under every name.
+    and all of them are frozen (or among the ids ``chosen``); one without any follows the module around it (the model
+    itself ``around``), and where it has several names it counts as frozen only if it does under each.
 
     >>> from torch import nn
     >>> frozen_modules(nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.BatchNorm1d(2, affine=False)))
@@ -29,13 +30,17 @@ def frozen_modules(model: nn.Module, around: bool = False, chosen: Iterable[int]
     """
     known: dict[nn.Module, bool | None] = {}
     frozen: dict[str, bool] = {}
-    for name, module in model.named_modules(remove_duplicate=False):  # parents before what is in them
+    trains: set[nn.Module] = set()
+    modules = list(model.named_modules(remove_duplicate=False))  # parents before what is in them
+    for name, module in modules:
         own = _all_frozen(module, known, chosen)
         if own is None:
             own = frozen[name.rpartition(".")[0]] if name else around
             own = own or (is_held(module) and vars(module)["train"].alone)
         frozen[name] = own
-    return frozen
+        if not own:
+            trains.add(module)
+    return {name: module not in trains for name, module in modules}
 
 
 def frozen_parts(model: nn.Module, frozen: dict[str, bool]) -> dict[str, nn.Module]:
@@ -99,7 +104,8 @@ def freeze(module: nn.Module, *patterns: str, hold: bool = True, **unknown: obje
     [False, True]
 
     ``update_bn`` and ``reset_running_stats()`` leave a held part's statistics as they are. Not held are an assignment
-    to ``.training``, and observers and FakeQuantize, which move in eval mode too: `audit` names them.
+    to ``.training``, a module that is put into the part later, and observers and FakeQuantize, which move in eval mode
+    too: `audit` names them. What draws in eval mode too, such as FractionalMaxPool2d, goes on drawing.
 
     ``hold=False`` sets flags only. Use it for the turns of a GAN and for adapters inside a base: where a gradient must
     pass through a part, eval mode has a price. It switches off a library's activation checkpointing (so more is kept
@@ -112,10 +118,11 @@ def freeze(module: nn.Module, *patterns: str, hold: bool = True, **unknown: obje
     freezing make a new one. Optimizers that keep a second copy of the weights (schedule-free ones, Lookahead) put it
     back: freeze before you build them.
 
-    Freeze after you convert layers (SyncBatchNorm, quantization) and before you trace, script, or wrap the model in
-    DistributedDataParallel, which synchronizes what is trainable when it wraps. A module without parameters gives
-    ``[]`` and is held. Loading a whole model that was saved frozen needs ``helpers`` installed, loading its state_dict
-    does not.
+    Freeze after you convert or script layers (SyncBatchNorm, quantization, ``torch.jit.script``), and before you trace
+    or wrap the model: a trace keeps the mode, and DistributedDataParallel synchronizes what is trainable when it
+    wraps. A module without parameters gives ``[]`` and is held. A held model refers to itself, so its memory is free
+    some time after ``del``, or after ``gc.collect()``. Loading a whole model that was saved frozen needs
+    ``helpers`` installed, loading its state_dict does not.
 
     Raises, before anything is changed, ValueError for a pattern that matches nothing, naming the nearest names, and
     for a traced part that cannot be held, because the trace has fixed its train mode; TypeError when ``module`` is no
@@ -142,17 +149,22 @@ def freeze(module: nn.Module, *patterns: str, hold: bool = True, **unknown: obje
                 f"{fixed} was traced in train mode, which the trace keeps, so it cannot be held in eval mode: "
                 "freeze before tracing, or trace in eval mode (hold=False sets flags only)"
             )
+    flags = [(parameter, parameter.requires_grad) for parameter, *_ in owners if id(parameter) in chosen]
+    for parameter, _ in flags:
+        # Not requires_grad_(): an uninitialized parameter of a lazy module refuses methods.
+        parameter.requires_grad = False
+    try:
+        _hold(module, parts)
+    except BaseException:
+        for parameter, flag in flags:
+            parameter.requires_grad = flag
+        raise
+    for parameter, flag in flags:
+        before[id(parameter)] = before.get(id(parameter), False) or flag
+        parameter.grad = None
     for parameter, owner, key in owners:
         if id(parameter) in chosen:
-            known = before.get(id(parameter), False)
-            before[id(parameter)] = vars(owner)[_record(key)] = known or parameter.requires_grad
-            # Not requires_grad_(): an uninitialized parameter of a lazy module refuses methods.
-            parameter.requires_grad = False
-            parameter.grad = None
-    for part in parts:
-        _hold(part)
-    if not patterns and not owners and hold:
-        vars(module)["train"].alone = True
+            vars(owner)[_record(key)] = before[id(parameter)]
     return [name for name, parameter in names if id(parameter) in chosen]
 
 
@@ -208,7 +220,8 @@ class _Hold:
     """Stands in for ``train`` of one module: keeps it in eval mode while it counts as frozen.
 
     An instance attribute rather than a hook: hooks stay as they were, ``training`` tells the truth, forward costs
-    nothing and torch.compile sees plain eval. Deepcopy and pickle give a copied module a stand-in of its own.
+    nothing and torch.compile sees plain eval. Deepcopy and pickle give a copied module a stand-in of its own. It holds
+    its module, else ``build().train()`` would come too late.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -220,44 +233,58 @@ class _Hold:
         self.alone = False
         """Whether it was frozen by itself although it has no parameters; else it follows what is around it."""
         self.around: WeakSet[nn.Module] = WeakSet()
+        self.forgot = False
+        """Whether it was loaded from a file, and has not met what is around it yet."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"around": None}  # or a copy of a part would take the whole model along
+        # Without what is around it: a file with a part would have the whole model in it.
+        return vars(self) | {"around": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, around=WeakSet())
+        vars(self).update(state, around=WeakSet(), forgot=True)
 
-    def __call__(self, mode: bool = True) -> nn.Module:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Hold":
+        new = copy.copy(self)
+        new.module, new.replaced = copy.deepcopy(self.module, memo), copy.deepcopy(self.replaced, memo)
+        new.around = WeakSet(memo[id(module)] for module in self.around if id(module) in memo)
+        new.forgot = self.forgot
+        return new
+
+    def __call__(self, mode: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
         if not isinstance(mode, bool):
-            return self.own(mode)  # which refuses it
-        known, quiet = _passing.get() or ({}, False)
+            return self.own(mode, *args, **kwargs)  # which refuses it
+        known, quiet = _passing.get() or (None, False)
+        if known is None:
+            if quiet:
+                return self.module
+            known = {}
+            _introduce(self.module)
         if not quiet:
             for part in filter(is_held, self.module.modules()):
                 vars(part)["train"].asked = None
             self.asked = mode
-        self.tell_children()
-        held = quiet or self.is_frozen(known)
+        held = self.is_frozen(known)
+        if quiet and not held:  # shared with a part that trains, which decides
+            return self.module
         with _pass(known, quiet=held):
             # The module's own train() reaches children, and knows what a subclass makes of it.
-            self.own(mode and not held)
+            self.own(mode and not held, *args, **kwargs)
         if held:
             self.module.training = False
         return self.module
 
     @property
-    def own(self) -> Callable[[bool], nn.Module]:
+    def own(self) -> Callable[..., nn.Module]:
         return self.replaced or type(self.module).train.__get__(self.module)
 
     def is_frozen(self, known: dict[nn.Module, bool | None]) -> bool:
         frozen = _all_frozen(self.module, known)
         if frozen is None:
-            above = [vars(module)["train"] if is_held(module) else None for module in self.around]
-            frozen = self.alone or not above or any(stand_in and stand_in.is_frozen(known) for stand_in in above)
+            # What it was taken out of says nothing any more.
+            above = [module for module in self.around if self.module in module._modules.values()]
+            held = [is_held(module) and vars(module)["train"].is_frozen(known) for module in above]
+            frozen = self.alone or (all(held) if held else self.forgot)
         return frozen
-
-    def tell_children(self) -> None:
-        for child in filter(is_held, self.module.children()):
-            vars(child)["train"].around.add(self.module)
 
     def wanted(self) -> bool:
         """The mode that it would have without `freeze`."""
@@ -273,21 +300,22 @@ class _Hold:
 class _Still:
     """Stands in for ``reset_running_stats`` of a held norm layer, as `update_bn` calls it."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, hold: _Hold) -> None:
+        self.hold = hold
 
     def __call__(self) -> None:
-        stand_in = vars(self.module).get("train")
-        if not (isinstance(stand_in, _Hold) and stand_in.is_frozen({})):
-            type(self.module).reset_running_stats(self.module)  # type: ignore[attr-defined]
+        if not self.hold.is_frozen({}):
+            type(self.hold.module).reset_running_stats(self.hold.module)  # type: ignore[attr-defined]
 
 
-_passing: ContextVar[tuple[dict[nn.Module, bool | None], bool] | None] = ContextVar("_passing", default=None)
-"""During a call of ``train``: what is known to be frozen, and whether stand-ins are to hold and remember nothing."""
+_passing: ContextVar[tuple[dict[nn.Module, bool | None] | None, bool] | None] = ContextVar("_passing", default=None)
+"""During a call of ``train``: what is known to be frozen (None: do nothing), and whether a held part is called, whose
+stand-ins remember nothing.
+"""
 
 
 @contextmanager
-def _pass(known: dict[nn.Module, bool | None], quiet: bool) -> Iterator[None]:
+def _pass(known: dict[nn.Module, bool | None] | None, quiet: bool) -> Iterator[None]:
     token = _passing.set((known, quiet))
     try:
         yield
@@ -295,16 +323,49 @@ def _pass(known: dict[nn.Module, bool | None], quiet: bool) -> Iterator[None]:
         _passing.reset(token)
 
 
-def _hold(part: nn.Module) -> None:
-    new = [module for module in part.modules() if not is_held(module)]
-    for module, stand_in in [(module, _Hold(module)) for module in new]:
+def _introduce(model: nn.Module) -> None:
+    """Tell the stand-ins which modules are around theirs."""
+    for module in model.modules():
+        for child in filter(is_held, module.children()):
+            vars(child)["train"].around.add(module)
+            vars(child)["train"].forgot = False
+
+
+def _hold(model: nn.Module, parts: list[nn.Module]) -> None:
+    """Put a stand-in on every module in the parts, or, if a module's own ``train`` raises, leave all as it was."""
+    inside = {module: module.training for part in parts for module in part.modules()}
+    new = {module: _Hold(module) for module in inside if not is_held(module) and _switches_modes(module)}
+    for module, stand_in in new.items():
         vars(module)["train"] = stand_in
         if hasattr(type(module), "reset_running_stats"):
-            vars(module)["reset_running_stats"] = _Still(module)
-    for module in part.modules():
-        vars(module)["train"].tell_children()
-    with _pass({}, quiet=True):
-        vars(part)["train"](False)
+            vars(module)["reset_running_stats"] = _Still(stand_in)
+    _introduce(model)
+    if model in new and _all_frozen(model, {}) is None:
+        new[model].alone = True
+    try:
+        with _pass({}, quiet=True):
+            for part in parts:
+                part.eval()
+    except BaseException:
+        for module in new:
+            _let_go(module)
+        for module, mode in inside.items():
+            module.training = mode
+        raise
+
+
+def _switches_modes(module: nn.Module) -> bool:
+    """Whether its ``train`` is the one of nn.Module, or one like it, and not a training loop of that name."""
+    first = list(inspect.signature(type(module).train).parameters.values())[1:2]
+    return callable(vars(module).get("train", type(module).train)) and [item.default for item in first] == [True]
+
+
+def _let_go(module: nn.Module) -> None:
+    replaced = vars(module).pop("train").replaced
+    if replaced:
+        vars(module)["train"] = replaced
+    if isinstance(vars(module).get("reset_running_stats"), _Still):
+        del vars(module)["reset_running_stats"]
 
 
 def _release(module: nn.Module, recorded: Iterable[int], whole: bool) -> None:
@@ -317,14 +378,10 @@ def _release(module: nn.Module, recorded: Iterable[int], whole: bool) -> None:
         stays[name] = frozen[name] and (ours or (bool(name) and stays[name.rpartition(".")[0]]))
     stay = {part for name, part in module.named_modules(remove_duplicate=False) if stays[name]}
     gone = {part: vars(part)["train"] for part in module.modules() if is_held(part) and part not in stay}
-    for part, stand_in in gone.items():
-        del vars(part)["train"]
-        if stand_in.replaced:
-            vars(part)["train"] = stand_in.replaced
-        if isinstance(vars(part).get("reset_running_stats"), _Still):
-            del vars(part)["reset_running_stats"]
+    for part in gone:
+        _let_go(part)
     others = {part: part.training for part in module.modules() if part not in gone}
-    with _pass({}, quiet=True):
+    with _pass(None, quiet=True):
         for stand_in in gone.values():  # parents before what is in them
             stand_in.own(stand_in.mode)
         for stand_in in gone.values():
@@ -358,13 +415,16 @@ def _fixed_in_train_mode(module: nn.Module, frozen: dict[str, bool], parts: list
     return ""
 
 
+_TRAINS = ("train", "training", "use_input_stats")
+
+
 def _script_trains(part: torch.jit.ScriptModule) -> bool:
     graph = getattr(part, "inlined_graph", None)
     for node in graph.nodes() if graph else ():
         if node.schema() != "(no schema)":
             arguments = torch._C.parse_schema(node.schema()).arguments
             for argument, value in zip(arguments, node.inputs(), strict=False):
-                if argument.name in ("train", "training", "use_input_stats") and value.toIValue() is True:
+                if argument.name in _TRAINS and value.toIValue() is True:
                     return True
     return False
 
@@ -373,6 +433,11 @@ def node_trains(node: torch.fx.Node) -> bool:
     """Whether a node of a traced module computes as in train mode, whatever the mode."""
     if node.op != "call_function":
         return False
+    if schema := getattr(node.target, "_schema", None):  # as torch.export writes them
+        return any(
+            argument.name in _TRAINS and value is True
+            for argument, value in zip(schema.arguments, node.args, strict=False)
+        )
     try:
         given = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
     except (TypeError, ValueError):  # a built-in function tells nothing

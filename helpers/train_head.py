@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rank, world, code = dist.get_rank(), dist.get_world_size(), 0
     try:
         run(options, device)
+        dist.barrier()  # a process that leaves while another still connects to it may bring that one down
     except Problem as error:
         code = 1
         say(f"train_head: {error}", sys.stderr)

@@ -147,8 +147,10 @@ def _values(entries: dict[str, Any]) -> dict[str, tuple[list[Any], list[Tensor]]
             elif is_lazy(leaf):
                 facts.append(type(leaf))
             else:
-                inside = [part.detach() for part in dense_parts(leaf)]
-                facts += [(type(t), t.dtype, t.shape, t.layout, t.is_meta) for t in (leaf, *inside)]
+                ragged = leaf.is_nested and leaf.layout == torch.strided
+                inside = [part.detach().resolve_neg() for part in (leaf.unbind() if ragged else dense_parts(leaf))]
+                facts += [(type(t), t.dtype, t.layout, t.is_meta) for t in (leaf, *inside)]
+                facts += [part.shape for part in (inside if ragged else (leaf, *inside))]
                 for part in inside:
                     numbers, how = _dequantized(part) if part.is_quantized else ([part], [])
                     facts += how

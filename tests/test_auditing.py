@@ -226,6 +226,75 @@ class Renamed(nn.BatchNorm1d):
         return super().forward(x).relu()
 
 
+class Literal(nn.Linear):
+    """Drops by function, with a number that is nowhere but there."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 0.5, training=self.training)
+
+
+class Noise(Literal):
+    def forward(self, x):
+        return x + torch.randn_like(x) if self.training else x
+
+
+class Far(Literal):
+    """Writes two calls away."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2))
+
+    def forward(self, x):
+        if self.training:
+            self.update(x)
+        return x - self.mean
+
+    def update(self, x):
+        self.smooth(x.detach().mean(0))
+
+    def smooth(self, now):
+        self.mean = 0.9 * self.mean + 0.1 * now
+
+
+class Book(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("codes", torch.zeros(2))
+
+    def update(self, x):
+        self.codes[:] = x
+
+
+class Writer(Literal):
+    """Tells a part of it to write."""
+
+    def __init__(self):
+        super().__init__()
+        self.book = Book()
+
+    def forward(self, x):
+        if self.training:
+            self.book.update(x)
+        return x
+
+
+class Counts(nn.Module):
+    """Integers that move."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.tensor(0))
+
+    def forward(self, x):
+        if self.training:
+            self.seen += len(x)
+        return x
+
+
 class Codebook(nn.Module):
     def __init__(self):
         super().__init__()
@@ -282,9 +351,14 @@ awake(Carries(drop_rate=0.2))
 awake(Carries(attention_dropout=1.0))
 awake(Carries(router_jitter_noise=0.01))
 awake(Carries(layerdrop=0.1))
+awake(Literal())
+awake(Noise())
+awake(Far())
+awake(Writer())
+awake(nn.Linear(2, 2), Counts())
 
 
-@mistake(AWAKE, "0")
+@mistake("traced-in-train-mode", "0")
 def traced_in_train_mode():
     model = net(BatchNormAct(2), frozen=True)
     body = model[0]
@@ -292,6 +366,38 @@ def traced_in_train_mode():
     yield model.eval(), None
     model[0] = torch.fx.GraphModule(body.eval(), Deep().trace(body))
     yield model, None
+
+
+@mistake("traced-in-train-mode", "0")
+def exported_in_train_mode():
+    model = net(nn.Linear(2, 2), nn.BatchNorm1d(2), frozen=True)
+    body = model[0]
+    model[0] = torch.export.export(body, (INPUT,)).module()
+    yield model, None
+    model[0] = torch.export.export(body.eval(), (INPUT,)).module()
+    yield model, None
+
+
+@mistake(AWAKE, "0")
+def put_in_after_freezing():
+    model = net(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    freeze(model, "0.*")
+    model[0].append(nn.Dropout())
+    assert "put in after freeze(), which does not hold it: call freeze() again" in str(audit(model))
+    yield model, None
+    freeze(model, "0.*")
+    yield model.train(), None
+
+
+@mistake(AWAKE, "0")
+def scripted_dropout():
+    model = net(nn.Linear(2, 2), nn.Dropout(), frozen=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model[0] = torch.jit.script(model[0])
+    yield model, None
+    freeze(model, "0.*")
+    yield model.train(), None
 
 
 class BatchNormAct(nn.BatchNorm1d):
@@ -606,7 +712,6 @@ def test_five_mistakes_at_once_in_resnet18():
     assert rules == {
         "orphan-in-optimizer": 2,
         "trainable-in-no-optimizer": 2,
-        "nothing-trainable": 1,
         AWAKE: 3,
         "flag-on-module": 1,
         "misspelt-flag": 1,
@@ -614,7 +719,7 @@ def test_five_mistakes_at_once_in_resnet18():
     awake = [finding for finding in audit(model) if finding.rule == AWAKE]
     assert [finding.names for finding in awake] == [("bn1",), ("layer1",), ("layer2", "layer3", "layer4")]
     assert [finding.message for finding in awake] == [
-        "'bn1' is frozen but in train mode: 1 module in it moves its buffers ('bn1').",
+        "'bn1' is frozen but in train mode: 1 module moves its buffers ('bn1').",
         "'layer1' is frozen but in train mode: 4 modules move their buffers ('layer1.0.bn1', 'layer1.0.bn2' and 2 "
         "more), 1 module draws at random ('layer1.2').",
         "'layer2', 'layer3', 'layer4' are frozen but in train mode: 15 modules move their buffers ('layer2.0.bn1', "
@@ -788,6 +893,42 @@ class Steady(nn.Linear):
         return self.training
 
 
+class ReadsOnly(Steady):
+    """Asks for the mode where it reads its buffer."""
+
+    def forward(self, x):
+        x = super().forward(x) + self.final_bias
+        return x if self.training else x * 1
+
+
+class NeverDrops(Steady):
+    """As attention in transformers, with a chance of zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention_dropout = 0.0
+
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), self.attention_dropout, self.training)
+
+
+class Odd(dict):
+    """As configurations that give their items as attributes."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Configured(Steady):
+    config = Odd(a=1)
+
+
+class KeepsInput(Steady):
+    def forward(self, x):
+        self.last = x
+        self.features = [x]
+        return super().forward(x)
+
+
 class OwnFlag(nn.Linear):
     """As wav2vec2's feature encoder: whether its input is to require a gradient."""
 
@@ -825,8 +966,17 @@ RIGHT = {
     ),
     "dropout without effect": lambda: net(nn.Dropout(0.0), nn.Linear(2, 2), frozen=True),
     "nothing that moves": lambda: net(
-        nn.Linear(2, 2), nn.LayerNorm(2), nn.ReLU(), FrozenBatchNorm(), Steady(), frozen=True
+        nn.Linear(2, 2),
+        nn.LayerNorm(2),
+        nn.ReLU(),
+        FrozenBatchNorm(),
+        Steady(),
+        ReadsOnly(),
+        NeverDrops(),
+        Configured(),
+        frozen=True,
     ),
+    "an input that is kept": KeepsInput,
     "instance norm without statistics": lambda: net(nn.Flatten(), nn.InstanceNorm1d(2), nn.Linear(2, 2), frozen=True),
     "a flag of the class's own": lambda: net(OwnFlag(), frozen=True),
     "no flag by its underscore": lambda: net(Carries(_requires_grad=True), frozen=True),
@@ -1050,7 +1200,7 @@ def test_the_model_itself_is_called_so():
     model = nn.BatchNorm1d(2).requires_grad_(False)
     model.requires_grad = model.require_grad = True
     assert [finding.message for finding in audit(model)] == [
-        "the model is frozen but in train mode: 1 module in it moves its buffers (the model).",
+        "the model is frozen but in train mode: 1 module moves its buffers (the model).",
         "requires_grad = True on the model is a new attribute without effect.",
         "require_grad = True on the model is a new attribute without effect.",
     ]
@@ -1205,6 +1355,54 @@ def test_what_only_draws_is_named_where_no_gradient_has_to_pass(make, names):
     for name in names:
         model.get_submodule(name).eval()
     assert found(model) == []
+
+
+class Policy(nn.Sequential):
+    """Of a library whose blocks are marked as checkpointed."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(2, 2), nn.Linear(2, 2))
+        self.gradient_checkpointing = self.aux_logits = True
+
+
+class Both(nn.Module):
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+OFF = {
+    "a policy and its reference": (lambda: Both(policy=Policy(), reference=frozen(Policy())), []),
+    "in a dict": (lambda: nn.ModuleDict({"student": nn.Linear(2, 2), "teacher": frozen(Policy())}), []),
+    "a body with a head": (lambda: Both(body=frozen(Policy()), head=nn.Linear(2, 2)), []),
+    "behind something trainable": (
+        lambda: Both(front=nn.Linear(2, 2), body=frozen(Policy()), head=nn.Linear(2, 2)),
+        ["activation checkpointing and its auxiliary outputs"],
+    ),
+    "perhaps behind it": (lambda: Both(front=nn.Linear(2, 2), body=frozen(Policy())), ["activation checkpointing"]),
+}
+
+
+def frozen(part):
+    freeze(part)
+    return part
+
+
+@pytest.mark.parametrize("make, off", OFF.values(), ids=OFF)
+def test_what_eval_mode_switches_off_is_named_where_a_gradient_may_pass(make, off):
+    findings = audit(make().train())
+    assert [finding.rule for finding in findings] == ["off-in-eval-mode"] * len(off)
+    assert [finding.message.partition("switches off its ")[2].rstrip(".") for finding in findings] == off
+
+
+def test_lbfgs_moves_by_what_it_remembers():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.LBFGS(model.parameters())
+    optimizer.step(lambda: (optimizer.zero_grad(), backward(model), model(INPUT).square().sum())[2])
+    model.weight.requires_grad_(False)
+    model.weight.grad = torch.zeros(1, 2)
+    assert found(model, optimizer) == [("stale-grad", "weight")]
 
 
 def test_what_moves_is_always_named():

@@ -1,6 +1,7 @@
 """What is frozen neither moves nor draws, whatever train() is called; unfreeze gives back what was before, exactly."""
 
 import copy
+import pickle
 import re
 from functools import partial
 
@@ -296,12 +297,17 @@ def test_module_without_parameters():
 
 
 @pytest.mark.parametrize(("frozen", "other"), ["ab", "ba"])
-def test_a_norm_shared_by_a_frozen_and_a_trainable_part_is_held(frozen, other):
+def test_a_norm_shared_by_a_frozen_and_a_trainable_part_trains(frozen, other):
     norm = nn.BatchNorm1d(3, affine=False)
     net = nn.ModuleDict({name: nn.Sequential(nn.Linear(3, 3), norm) for name in "ab"})
     freeze(net, f"{frozen}.*")
-    unfreeze(net, f"{other}.*")
-    assert not drifts(norm.train())
+    assert drifts(norm) and drifts(norm.train())
+    net.eval()
+    net.train()
+    assert drifts(norm) and not net[frozen].training
+    freeze(net, f"{other}.*")
+    net.train()
+    assert not drifts(norm)
     unfreeze(net, f"{frozen}.*")
     assert drifts(norm)
 
@@ -912,6 +918,85 @@ def test_a_new_head_in_a_model_that_was_frozen_whole_trains_with_its_dropout_on(
     assert not any(modes(net).values())
     net[1].train()  # alone, as a framework may
     assert net[1].training
+
+
+def test_a_dropout_taken_out_of_a_frozen_part_trains_in_a_new_head():
+    old = nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.Linear(3, 3))
+    net = nn.ModuleDict({"body": nn.Linear(3, 3), "head": old})
+    freeze(net)
+    net["head"] = nn.Sequential(*old[:-1], copy.deepcopy(old[1]), nn.Linear(3, 2))  # while the old one is still there
+    assert [part.training for part in net.train()["head"]] == [False, True, True, True]
+    assert not net["body"].training
+    del old
+    assert [part.training for part in net.eval().train()["head"]] == [False, True, True, True]
+
+
+def test_a_held_model_may_be_a_passing_value():
+    def build():
+        net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+        freeze(net, "0.*", "1.*")
+        return net.eval()
+
+    assert [part.training for part in build().train()] == [False, False, True]
+
+
+class Raises(nn.Linear):
+    def train(self, mode=True):
+        if not mode:
+            raise NotImplementedError("not supported yet")
+        return super().train(mode)
+
+
+@pytest.mark.parametrize("inside", ["raises", "no method"])
+def test_a_train_that_raises_leaves_all_as_it_was(inside):
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), Raises(3, 3) if inside == "raises" else nn.Linear(3, 3))
+    if inside == "no method":
+        net[2].train = True
+    net[0](torch.ones(1, 3)).sum().backward()
+    before = flags(net), modes(net), attributes(net), net[0].weight.grad
+    with pytest.raises((NotImplementedError, TypeError)):
+        freeze(net)
+    assert (flags(net), modes(net), attributes(net), net[0].weight.grad) == before
+    assert len(freeze(net, hold=False)) == 6
+
+
+def test_a_train_with_more_arguments_gets_them_and_a_loop_of_that_name_is_left_alone():
+    class More(nn.BatchNorm1d):
+        def train(self, mode=True, freeze_bn=False):
+            self.told = freeze_bn
+            return super().train(mode)
+
+    class Loop(nn.Linear):
+        def train(self, loader=None, epochs=1):
+            return f"{epochs} epochs"
+
+    net = More(3)
+    freeze(net)
+    net.train(True, freeze_bn=True)
+    assert net.told and not net.training
+    loop = Loop(3, 3)
+    freeze(loop)
+    assert loop.train(epochs=3) == "3 epochs" and not any(flags(loop).values())
+    assert unfreeze(loop) == ["weight", "bias"]
+
+
+def test_a_copy_knows_what_is_around_its_parts():
+    net = nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.Dropout()), nn.Linear(3, 2))
+    freeze(net)
+    net.eval()
+    twin = copy.deepcopy(net)
+    unfreeze(twin[0])
+    assert not twin[0].training  # eval() of the whole was asked last
+    twin[0].append(nn.Linear(3, 3))
+    twin[0][1].train()
+    assert twin[0][1].training and not net[0][1].training
+
+
+def test_a_part_is_copied_without_the_model_around_it(tmp_path):
+    net = nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.Dropout()), nn.Linear(1000, 1000))
+    freeze(net)
+    assert len(pickle.dumps(net[0])) < 10_000
+    assert not pickle.loads(pickle.dumps(net[0])).train()[1].training
 
 
 @pytest.mark.parametrize("through", [lambda net, path: net, through_deepcopy, through_file])

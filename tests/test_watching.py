@@ -280,6 +280,17 @@ def test_tensor_that_wraps_others():
     assert seen.changed == ["ragged"]
 
 
+def test_strided_nested_and_negated_tensors():
+    net = nn.Module()
+    net.register_buffer("ragged", torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))
+    net.register_buffer("same", net.ragged.clone())
+    net.register_buffer("negated", torch.ones(2, dtype=torch.complex64).conj().imag)
+    assert net.negated.is_neg()
+    with watch(net) as seen:
+        net.ragged.unbind()[1][2] = 2
+    assert seen.changed == ["ragged"]
+
+
 def test_lists_are_there_after_the_block_only():
     net = nn.Linear(1, 1)
     seen = watch(net)
