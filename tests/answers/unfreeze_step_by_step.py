@@ -17,7 +17,7 @@ COSTS = {
     "only first: keeps as many bytes as all": True,
     "only last: a layer before it keeps something": False,
     "biases only: keeps fewer bytes than all": True,
-    "after freeze(norm), requires_grad_(True) and train(): running_mean moves": False,
+    "after freeze(norm), requires_grad_(True) and train(): running_mean moves": True,
     "low rank, first step: A moves": False,
     "low rank, second step: A moves": True,
     "checkpoint, use_reentrant=True: second gets a gradient": False,
@@ -39,9 +39,9 @@ for (row, given), (told, belief) in {
         "The gradient of a bias needs no input",
         "A layer that trains anything keeps its input.",
     ),
-    ("after freeze(norm), requires_grad_(True) and train(): running_mean moves", True): (
-        "A flag releases the weight, not the statistics",
-        "requires_grad_(True) undoes freeze().",
+    ("after freeze(norm), requires_grad_(True) and train(): running_mean moves", False): (
+        "this one is held no more",
+        "freeze() holds a layer until unfreeze().",
     ),
     ("low rank, first step: A moves", True): (
         "The gradient of A is a product with B",
@@ -70,21 +70,34 @@ wrong("what-each-choice-costs", "Each ReLU keeps its output")(
 )
 
 
+def norms_of(part):
+    """Its norm layers."""
+    return [layer for layer in part.modules() if isinstance(layer, nn.BatchNorm2d)]
+
+
+def release(layer4):
+    """All of it trains, and its norm layers stay in eval mode."""
+    for layer in norms_of(layer4):
+        layer.eval().train = lambda mode=True: None
+    layer4.requires_grad_(True)
+
+
 @right("unfreeze-a-stage")
 def one_group_more(model, optimizer):
-    model.layer4.requires_grad_(True)
+    release(model.layer4)
     head = optimizer.param_groups[0]
     settings = {name: value for name, value in head.items() if name not in ("params", "initial_lr")}
     optimizer.add_param_group(settings | {"params": model.layer4.parameters(), "lr": head["lr"] / 10})
 
 
 @right("unfreeze-a-stage")
-def norms_held_again(model, optimizer):
+def eval_before_each_forward(model, optimizer):
+    def to_eval(layer, inputs):
+        layer.eval()
+
     unfreeze(model, "layer4.*")
-    for layer in model.layer4.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            freeze(layer)
-            layer.requires_grad_(True)
+    for layer in norms_of(model.layer4):
+        layer.register_forward_pre_hook(to_eval)
     head = optimizer.param_groups[0]
     rate = head["lr"] / 10
     optimizer.add_param_group(head | {"params": model.layer4.parameters(), "lr": rate, "initial_lr": rate})
@@ -92,6 +105,12 @@ def norms_held_again(model, optimizer):
 
 @right("unfreeze-a-stage")
 def groups_written_by_hand(model, optimizer):
+    def train(mode=True):
+        type(model).train(model, mode)
+        model.layer4.eval()
+        return model
+
+    model.train = train
     for name, parameter in model.named_parameters():
         if name.startswith("layer4."):
             parameter.requires_grad = True
@@ -101,7 +120,7 @@ def groups_written_by_hand(model, optimizer):
 
 @right("unfreeze-a-stage")
 def the_state_carried_over(model, optimizer):
-    model.layer4.requires_grad_(True)
+    release(model.layer4)
     (head,) = optimizer.param_groups
     kept = dict(optimizer.state)
     groups = [head, head | {"params": list(model.layer4.parameters()), "lr": head["lr"] / 10}]
@@ -121,7 +140,7 @@ def as_it_was(model, optimizer):
 @wrong("unfreeze-a-stage", "the loop goes on does not hold it")
 def rebuilt(model, optimizer):
     """A name that is bound anew inside a function is another optimizer for the caller, too."""
-    model.layer4.requires_grad_(True)
+    release(model.layer4)
     rate = optimizer.param_groups[0]["lr"]
     trained = [{"params": model.fc.parameters()}, {"params": model.layer4.parameters(), "lr": rate / 10}]
     optimizer = torch.optim.SGD(trained, lr=rate, momentum=0.9)
@@ -130,23 +149,40 @@ def rebuilt(model, optimizer):
 @wrong("unfreeze-a-stage", "the loop goes on does not hold it")
 def flags_only(model, optimizer):
     """An optimizer moves whatever asks."""
-    model.layer4.requires_grad_(True)
+    release(model.layer4)
 
 
 @wrong("unfreeze-a-stage", "moves as if it had no momentum")
 def initialized_again(model, optimizer):
     """An optimizer can be built again in its place without a loss."""
-    model.layer4.requires_grad_(True)
+    release(model.layer4)
     (head,) = optimizer.param_groups
     optimizer.__init__([head, head | {"params": list(model.layer4.parameters()), "lr": head["lr"] / 10}])
 
 
 @wrong("unfreeze-a-stage", "layer4.0.bn1.running_mean moved")
 def by_unfreeze(model, optimizer):
-    """unfreeze() is about flags, as requires_grad_ is."""
+    """unfreeze() is about flags alone."""
     unfreeze(model, "layer4.*")
     rate = optimizer.param_groups[0]["lr"]
     optimizer.add_param_group({"params": model.layer4.parameters(), "lr": rate / 10})
+
+
+@wrong("unfreeze-a-stage", "layer4.0.bn1.running_mean moved")
+def by_flags(model, optimizer):
+    """freeze() holds a norm layer until unfreeze(), whatever its flags."""
+    model.layer4.requires_grad_(True)
+    head = optimizer.param_groups[0]
+    optimizer.add_param_group(head | {"params": model.layer4.parameters(), "lr": head["lr"] / 10})
+
+
+@wrong("unfreeze-a-stage", "layer4.0.bn1.running_mean moved")
+def held_again(model, optimizer):
+    """Frozen once more and then made trainable, a layer trains and is held."""
+    by_unfreeze(model, optimizer)
+    for layer in norms_of(model.layer4):
+        freeze(layer)
+        layer.requires_grad_(True)
 
 
 @wrong("unfreeze-a-stage", "layer4.0.bn1.running_mean moved")
@@ -159,21 +195,21 @@ def by_unfreeze_and_eval(model, optimizer):
 @wrong("unfreeze-a-stage", "layer4.0.conv1.weight moves at the rate 0.05; it should be 0.005")
 def in_the_same_group(model, optimizer):
     """What an optimizer is given later learns more slowly by itself."""
-    model.layer4.requires_grad_(True)
+    release(model.layer4)
     optimizer.add_param_group({"params": model.layer4.parameters()})
 
 
 @wrong("unfreeze-a-stage", "layer4.0.conv1.weight moves at the rate 0.005; it should be 0.002")
 def the_first_rate(model, optimizer):
     """The rate of an optimizer is in its defaults."""
-    model.layer4.requires_grad_(True)
+    release(model.layer4)
     optimizer.add_param_group({"params": model.layer4.parameters(), "lr": optimizer.defaults["lr"] / 10})
 
 
 @wrong("unfreeze-a-stage", "it takes from optimizer.defaults")
 def the_first_settings(model, optimizer):
     """Only the rate of a group changes, so the rest may come from the defaults."""
-    model.layer4.requires_grad_(True)
+    release(model.layer4)
     rate = optimizer.param_groups[0]["lr"]
     optimizer.add_param_group({"params": model.layer4.parameters(), "lr": rate / 10})
 
@@ -190,15 +226,14 @@ def nothing_follows_train(model, optimizer):
 def without_tracking(model, optimizer):
     """A norm layer that tracks no statistics uses those that it has."""
     by_unfreeze(model, optimizer)
-    for layer in model.layer4.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.track_running_stats = False
+    for layer in norms_of(model.layer4):
+        layer.track_running_stats = False
 
 
 @wrong("unfreeze-a-stage", "fc.weight moves otherwise than SGD moves it at the rate 0.05")
 def all_slower(model, optimizer):
     """A rate belongs to the whole optimizer."""
-    model.layer4.requires_grad_(True)
+    release(model.layer4)
     for group in optimizer.param_groups:
         group["lr"] /= 10
     optimizer.add_param_group({"params": model.layer4.parameters(), "lr": optimizer.param_groups[0]["lr"]})
@@ -216,9 +251,8 @@ def everything_asks(model, optimizer):
 def without_norms(model, optimizer):
     """To hold the statistics of a norm layer is to freeze it."""
     one_group_more(model, optimizer)
-    for layer in model.layer4.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            freeze(layer)
+    for layer in norms_of(model.layer4):
+        freeze(layer)
 
 
 @wrong("unfreeze-a-stage", "layer4.0.conv1.weight twice")
@@ -231,7 +265,7 @@ def added_by_hand_twice(model, optimizer):
 @wrong("unfreeze-a-stage", "the next is not")
 def without_momentum(model, optimizer):
     """What is new begins without momentum."""
-    model.layer4.requires_grad_(True)
+    release(model.layer4)
     rate = optimizer.param_groups[0]["lr"]
     optimizer.add_param_group({"params": model.layer4.parameters(), "lr": rate / 10, "momentum": 0})
 
@@ -239,14 +273,14 @@ def without_momentum(model, optimizer):
 @wrong("unfreeze-a-stage", "look at its learning rate")
 def rate_of_zero(model, optimizer):
     """A tenth of a rate can be left to the scheduler."""
-    model.layer4.requires_grad_(True)
+    release(model.layer4)
     optimizer.add_param_group({"params": model.layer4.parameters(), "lr": 0.0})
 
 
 @wrong("unfreeze-a-stage", "some parameters appear in more than one parameter group")
 def the_whole_model(model, optimizer):
     """The optimizer takes what is new, and skips what it has."""
-    model.layer4.requires_grad_(True)
+    release(model.layer4)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer.add_param_group({"params": trained, "lr": optimizer.param_groups[0]["lr"] / 10})
 
@@ -817,7 +851,7 @@ def in_eval_mode(backbone, blocks, x):
 
 @wrong("checkpoint-behind-a-frozen-part", "The mode of backbone is another after your call")
 def a_backbone_in_eval_mode(backbone, blocks, x):
-    """What is frozen belongs in eval mode."""
+    """Whoever uses a frozen part puts it in eval mode."""
     return checkpoint(blocks, backbone.eval()(x), use_reentrant=False)
 
 

@@ -114,8 +114,8 @@ def which_entries_move(answer):
         ("train(): bn1.running_var", False): "No flag reaches a buffer: in train mode the forward pass moves it.",
         ("eval(): fc.weight", False): "Eval mode switches off no gradient: the head is trained in it, too.",
         ("eval(), then train(): bn1.running_mean", False): "train() reaches every layer and undoes the eval() before.",
-        ("freeze, then train(): bn1.running_mean", True): "freeze() holds the norm layers in eval mode, whoever calls "
-        "train().",
+        ("freeze, then train(): bn1.running_mean", True): "freeze() holds what it freezes in eval mode, whoever "
+        "calls train().",
         ("old optimizer, eval(): fc.weight", True): "The optimizer was built before the new head, so it holds the old "
         "one.",
         ("all, decay, eval(): conv1.weight", True): "A frozen weight has no .grad, and what has none the optimizer "

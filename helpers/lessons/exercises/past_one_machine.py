@@ -69,7 +69,7 @@ lesson.prediction(
     "statistics",
     {
         (True, True): "Running statistics are no gradients: nobody averages them, and each rank has its own images.",
-        (False, False): "freeze holds the norm layers in eval mode, where nothing moves on any rank.",
+        (False, False): "freeze holds the backbone in eval mode, where nothing moves on any rank.",
         (True, False): "It is the other way round: what stands still is equal.",
     },
 )

@@ -128,8 +128,8 @@ def _freezes_the_first(answer, model):
 
 @lesson.exercise(
     "freeze-by-name",
-    follows="That is what freeze() of helpers does with patterns. It does one thing more, for running statistics: the "
-    "lesson on fine-tuning has it.",
+    follows="That is what freeze() of helpers does with patterns. It does one thing more, and holds what it freezes in "
+    "eval mode: the lesson on fine-tuning says why.",
 )
 def freeze_by_name(answer):
     parts = ("body", "body.layer1", "head.weight", "head", "aux", "body.deep.block", "body.norm")

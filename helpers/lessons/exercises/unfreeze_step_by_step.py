@@ -99,9 +99,9 @@ def what_each_choice_costs(answer):
         ): "The gradient of a bias needs no input, so first does not keep x. The ReLUs keep their outputs, as before.",
         (
             "after freeze(norm), requires_grad_(True) and train(): running_mean moves",
-            True,
-        ): "freeze() holds a norm layer in eval mode, whoever calls train(), until unfreeze(). A flag releases the "
-        "weight, not the statistics.",
+            False,
+        ): "freeze() holds a layer in eval mode while it is frozen, and looks again at each train(). With its weight "
+        "trainable, this one is held no more.",
         (
             "low rank, first step: A moves",
             True,
@@ -193,8 +193,8 @@ def _under_autocast():
 
 @lesson.exercise(
     "unfreeze-a-stage",
-    follows="An optimizer that is given more keeps what it has. And a flag releases the weights of a norm layer, not "
-    "its statistics: these wait for unfreeze().",
+    follows="An optimizer that is given more keeps what it has. And a norm layer whose weights train is frozen no "
+    "more: statistics that are to stand still need eval mode after each train().",
 )
 def unfreeze_a_stage(answer):
     # As the optimizer was built, with a rate that was lowered since, as a scheduler does, and with other settings.
@@ -221,7 +221,7 @@ def unfreeze_a_stage(answer):
         for mode in (False, True):
             model.train(mode)
             if model.fc.training is not mode:
-                raise NotYet(f"After model.train({mode}) the head is in the other mode: only norm layers are held.")
+                raise NotYet(f"After model.train({mode}) the head is in the other mode: it is not to be held.")
         for name in objects:
             if name.startswith(TRAINED) and torch.equal(states[0][name], before[name]):
                 why = "The optimizer with which the loop goes on does not hold it."
@@ -244,6 +244,9 @@ def _with_a_new_head():
 
 
 def _release(model, optimizer):
+    for layer in model.layer4.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            vars(layer.eval())["train"] = lambda mode=True: None
     model.layer4.requires_grad_(True)
     head = optimizer.param_groups[0]
     optimizer.add_param_group(head | {"params": model.layer4.parameters(), "lr": head["lr"] / 10})
@@ -285,8 +288,8 @@ def _nothing_else_moved(before, after):
     names = [name for name in before if not torch.equal(before[name], after[name])]
     if moved := [name for name in names if "running" in name or "num_batches" in name]:
         raise NotYet(
-            f"{moved[0]} moved in the loop, which calls train(). unfreeze() gives the norm layers their mode back, "
-            "and a flag does not: the statistics are to stay as they are."
+            f"{moved[0]} moved in the loop, which calls train(). freeze() holds only what is frozen, and a norm layer "
+            "in train mode moves its statistics: let it be in eval mode after each train(), too."
         )
     if moved := [name for name in names if not name.startswith(TRAINED)]:
         raise NotYet(f"{moved[0]} moved: before layer4 everything is to stay frozen.")
@@ -514,7 +517,7 @@ def _is_whole_in_its_state_dict(answer, module, linear, x, rank):
 def checkpoint_behind_a_frozen_part(answer):
     for drop, depth in ((0.0, 6), (0.5, 8)):
         backbone = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
-        freeze(backbone)
+        backbone.requires_grad_(False)
         blocks = nn.Sequential(
             *[nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Dropout(drop), nn.Tanh()) for _ in range(depth)]
         )
@@ -534,8 +537,8 @@ def checkpoint_behind_a_frozen_part(answer):
         _is_the_same(output, wanted, parts, x)
         if turned := [name for name, part in parts.named_modules() if part.training is not modes[name]]:
             raise NotYet(
-                f"The mode of {turned[0]} is another after your call: frozen is a matter of flags, and modes belong to "
-                "the caller."
+                f"The mode of {turned[0]} is another after your call: modes belong to the caller, also of what is "
+                "frozen."
             )
         torch.rand(3)  # what a loss may draw meanwhile
         output.square().sum().backward()
