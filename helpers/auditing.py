@@ -556,10 +556,13 @@ def _draws(module: nn.Module) -> bool:
     drops = re.search("drop|stochasticdepth", kind.lower())
     if isinstance(module, _DropoutNd) or (drops and isinstance(module, torch.jit.ScriptModule)):
         return bool(getattr(module, "p", 0))
-    chances = [v for n, v in vars(module).items() if isinstance(v, float) and (drops or "drop" in n or "jitter" in n)]
+    numbers = {name: value for name, value in vars(module).items() if type(value) in (int, float)}
+    chances = [value for name, value in numbers.items() if drops or "drop" in name or "jitter" in name]
     # A function, not a layer or a number of that name; if there is a number, that says how often.
     by_function = {name for name in _RANDOM & _used_in_train_mode(module) if not hasattr(module, name)}
-    return any(0 < chance <= 1 for chance in chances) or (not chances and bool(by_function))
+    return any(isinstance(chance, float) and 0 < chance <= 1 for chance in chances) or (
+        not chances and bool(by_function)
+    )
 
 
 def batch_statistics_in_frozen_part(case: _Case) -> _Texts:

@@ -906,7 +906,7 @@ class NeverDrops(Steady):
 
     def __init__(self):
         super().__init__()
-        self.attention_dropout = 0.0
+        self.attention_dropout = 0
 
     def forward(self, x):
         return nn.functional.dropout(super().forward(x), self.attention_dropout, self.training)
