@@ -488,23 +488,19 @@ def _moves_buffers(module: nn.Module) -> bool:
     if any(type(hook).__name__ == "SpectralNorm" for hook in module._forward_pre_hooks.values()):
         return True
     used = _used_in_train_mode(module)
-    children = {name: child for name, child in module._modules.items() if name in used and child is not None}
-    calls = [
-        (module, used),
-        *((child, _methods(child).get(name, set())) for child in children.values() for name in used),
+    told = [
+        (child, name) for part, child in module._modules.items() if child is not None and part in used for name in used
     ]
-    return any(_writes(names) and names & _kept_buffers(owner) for owner, names in calls)
+    return _writes(module, used) or any(_writes(child, _methods(child).get(name, frozenset())) for child, name in told)
 
 
-def _kept_buffers(module: nn.Module) -> set[str]:
-    kept = {name for name, buffer in module._buffers.items() if buffer is not None}
-    return kept - getattr(module, "_non_persistent_buffers_set", set())
-
-
-def _writes(names: frozenset[str] | set[str]) -> bool:
-    """Whether code that uses these names assigns to an attribute or item, or calls what works in place."""
+def _writes(module: nn.Module, names: frozenset[str] | set[str]) -> bool:
+    """Whether code that uses these names writes to a buffer of the module that is in its state_dict."""
+    buffers = {name for name, buffer in module._buffers.items() if buffer is not None and name in names}
     in_place = any(name.endswith("_") and not name.endswith("__") for name in names)
-    return in_place or bool({"batch_norm", "instance_norm", "[] ="} & names) or any(n.endswith(" =") for n in names)
+    in_place = in_place or bool({"batch_norm", "instance_norm", "[] ="} & names)
+    kept = buffers - getattr(module, "_non_persistent_buffers_set", set())
+    return any(in_place or f"{name} =" in names for name in kept)
 
 
 def _used_in_train_mode(module: nn.Module) -> set[str]:
