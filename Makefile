@@ -7,9 +7,8 @@ RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
 
-lab: .venv/ready ## open the lessons in JupyterLab, on this machine only
-	@[ "$$(id -u)" != 0 ] || echo "You are root: JupyterLab starts with --allow-root."
-	$(PY) -m jupyterlab --ip=127.0.0.1 $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(ARGS) notebooks
+lab: .venv/ready ## open a copy of the lessons of your own, in my/, in JupyterLab, on this machine only
+	$(PY) -m helpers.lessons.lab my $(ARGS)
 
 test: .venv/ready ## run the tests of helpers, strict nbval over every notebook, and the rules for notebooks
 	$(PY) -m pytest $(ARGS)
@@ -58,6 +57,10 @@ bench: .venv/ready ## measure helpers, then the lessons' verification, beside ot
 	$(PY) -m tests.tools.bench
 	$(PY) -m tests.tools.bench_notebooks $(ARGS)
 
+dist: .venv/ready ## build the wheel and the source archive in build/dist, and check what is in them
+	$(PY) -m pip install --quiet 'build>=1.2,<2' 'twine>=6,<8'
+	$(PY) -m tests.tools.handed_out
+
 weights: .venv/ready ## pretrain the small network of helpers.lessons.digits again
 	$(PY) -m helpers.lessons.digits
 
@@ -76,4 +79,4 @@ endif
 	$(PY) -m pip install --editable '.[site]'
 	@touch $@
 
-.PHONY: help lab test quick test-lab site test-site save lint stable matrix mutate mutate-helpers bench weights
+.PHONY: help lab test quick test-lab site test-site save lint stable matrix mutate mutate-helpers bench dist weights
