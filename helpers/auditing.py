@@ -5,7 +5,7 @@ import dis
 import html
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import chain, groupby
@@ -102,9 +102,9 @@ def audit(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = 
     case = _Case(model, optimizers)
     found = Findings()
     for rule, find in RULES.items():
-        for names, message, remedy in find(case):
-            every = (names,) if isinstance(names, str) else names
-            found.append(Finding(rule, every[0], message, remedy, every))
+        for names, message, *own in find(case):
+            if every := (names,) if isinstance(names, str) else tuple(names):
+                found.append(Finding(rule, every[0], message, own[0] if own else _REMEDIES[rule], every))
     return found
 
 
@@ -128,12 +128,10 @@ class _Case:
         self.still = {name: part for name, part in self.modules.items() if self.frozen[name]}
         # By topmost frozen part what is in it.
         self.inside: dict[str, dict[str, nn.Module]] = {name: {} for name in self.parts}
-        part_of: dict[str, str | None] = {}
-        for name in self.modules:  # parents before what is in them
-            around = part_of[name.rpartition(".")[0]] if name else None
-            part_of[name] = part = name if name in self.parts else around
-            if part is not None and name in self.still:
-                self.inside[part][name] = self.still[name]
+        part_of: dict[str, str] = {}
+        for name, module in self.still.items():  # parents before what is in them
+            part_of[name] = part = name if name in self.parts else part_of[_around(name)]
+            self.inside[part][name] = module
         self.held: dict[int, list[_Held]] = {}
         for optimizer in optimizers:
             for i, group in enumerate(optimizer.param_groups):
@@ -145,6 +143,9 @@ class _Case:
         everything = [held for several in self.held.values() for held in several]
         at_work = {id(held.optimizer) for held in everything if held.tensor.requires_grad}
         self.resting = {id(held.optimizer) for held in everything} - at_work if at_work else set()
+        # For each module its place, and which of its parameters train, in order.
+        self.order = {name: i for i, name in enumerate(self.modules)}
+        self.flags = {name: [p.requires_grad for p in module.parameters()] for name, module in self.modules.items()}
 
     def rests(self, part: nn.Module) -> bool:
         """Whether all parameters of a part belong to optimizers whose turn it is not."""
@@ -157,9 +158,9 @@ class _Case:
         It does where inputs train; within a stack of blocks that hold adapters, from the first of them on; and beside
         such a stack, if all its blocks hold some and the part is no stack itself, as embeddings are not.
         """
-        around, order = part.rpartition(".")[0], self._order[part]
+        around, order = _around(part), self.order[part]
         return self._only_inputs_train or any(
-            order > self._order[first]
+            order > self.order[first]
             if _is_in(part, stack)
             else (whole and _is_in(stack, around) and not _stacks(self.inside[part]))
             for stack, first, whole in self._adapted
@@ -172,67 +173,61 @@ class _Case:
         """
         surely, maybe, inner = self.gradient_passes(part), False, part
         while inner:
-            around = inner.rpartition(".")[0]
-            module, branch = self.modules[around], self.modules[inner]
+            module, branch = self.modules[_around(inner)], self.modules[inner]
             if not isinstance(module, nn.ModuleList | nn.ModuleDict):
-                siblings = [child for child in module.children() if any(p.requires_grad for p in child.parameters())]
-                order = {id(child): i for i, child in enumerate(module.children())}
-                others = [
-                    child for child in siblings if type(child) is not type(branch) or isinstance(module, nn.Sequential)
-                ]
-                before = [child for child in others if order[id(child)] < order[id(branch)]]
+                children, in_turn = list(module.children()), isinstance(module, nn.Sequential)
+                others = [i for i, child in enumerate(children) if in_turn or type(child) is not type(branch)]
+                training = [i for i in others if any(p.requires_grad for p in children[i].parameters())]
+                before = [i for i in training if i < children.index(branch)]
                 maybe |= bool(before)
-                surely |= bool(before) and (isinstance(module, nn.Sequential) or before != others)
-            inner = around
+                surely |= bool(before) and (in_turn or before != training)
+            inner = _around(inner)
         return surely, maybe or surely
-
-    @cached_property
-    def _order(self) -> dict[str, int]:
-        return {name: i for i, name in enumerate(self.modules)}
-
-    @cached_property
-    def _flags(self) -> dict[str, list[bool]]:
-        """For each module which of its parameters train, in order."""
-        return {name: [p.requires_grad for p in module.parameters()] for name, module in self.modules.items()}
 
     @cached_property
     def _adapted(self) -> list[tuple[str, str, bool]]:
         """The stacks in which like blocks are partly trainable: where, the first such block, and if it begins there."""
         found = []
         for (stack, _), blocks in _stacks(self.modules).items():
-            partly = [block for block in blocks if len(set(self._flags[block])) == 2]
+            partly = [block for block in blocks if len(set(self.flags[block])) == 2]
             if len(partly) > 2 or (len(partly) == 2 and all(map(self._is_adapted, partly))):
                 found.append((stack, partly[0], partly[0] == blocks[0]))
         return found
 
     def _is_adapted(self, block: str) -> bool:
         """Whether frozen and trainable take turns in it, or it is one frozen layer with something trainable."""
-        runs = sum(1 for _ in groupby(self._flags[block]))
-        inside = [name for name in self.modules if name == block or _is_in(name, block)]
-        frozen = [self.modules[n] for n in inside[1:] if not any(p.requires_grad for p in self.modules[n].parameters())]
-        return runs > 2 or not any(any(True for _ in module.children()) for module in frozen)
+        runs = sum(1 for _ in groupby(self.flags[block]))
+        frozen = [name for name in self.modules if _is_in(name, block) and not any(self.flags[name])]
+        return runs > 2 or not any(_has_children(self.modules[name]) for name in frozen)
 
     @cached_property
     def _only_inputs_train(self) -> bool:
         """Whether, but for one head, all that trains are embeddings or bare Parameters, as in prompt tuning."""
-        inputs = others = 0
+        inputs = []
         for name, module in self.modules.items():
-            flags, around = self._flags[name], self._flags[name.rpartition(".")[0]]
-            own = [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
+            flags, around = self.flags[name], self.flags[_around(name)]
             if all(flags) and flags and not (name and all(around)):  # the topmost that trains as a whole
-                if re.search("prompt|prefix", name) or all(map(_is_input, module.modules())):
-                    inputs += 1
-                else:
-                    others += 1
-            elif own and not all(flags):
-                if any(True for _ in module.children()) or isinstance(module, nn.ParameterList | nn.ParameterDict):
-                    inputs += 1
-                else:
-                    others += 1
-        return inputs > 0 and others <= 1
+                inputs.append(bool(re.search("prompt|prefix", name)) or all(map(_is_input, module.modules())))
+            elif not all(flags) and any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+                inputs.append(_has_children(module) or isinstance(module, nn.ParameterList | nn.ParameterDict))
+        return any(inputs) and inputs.count(False) <= 1
 
 
-_Texts = Iterator[tuple[str | tuple[str, ...], str, str]]  # name or names, message, remedy
+_Texts = Iterator[tuple[Any, ...]]  # name or names (a list may be empty), message, and a remedy of its own
+
+RULES: dict[str, Callable[[_Case], _Texts]] = {}
+_REMEDIES: dict[str, str] = {}
+
+
+def _rule(remedy: str = "") -> Callable[[Callable[[_Case], _Texts]], Callable[[_Case], _Texts]]:
+    """Make a function one of the rules, with this remedy for all that it finds and gives none of its own."""
+
+    def add(find: Callable[[_Case], _Texts]) -> Callable[[_Case], _Texts]:
+        rule = find.__name__.replace("_", "-")
+        RULES[rule], _REMEDIES[rule] = find, remedy
+        return find
+
+    return add
 
 
 def _shown(name: str) -> str:
@@ -243,12 +238,25 @@ def _few(names: Iterable[str], most: int = 3) -> str:
     return few(map(_shown, names), most)
 
 
+def _for(items: Sized, text: str) -> str:
+    """Of each ``{one|several}`` in the text what goes with the number of items."""
+    return re.sub(r"\{(.*?)\|(.*?)\}", r"\1" if len(items) == 1 else r"\2", text)
+
+
+def _around(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _has_children(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None
+
+
 def _stacks(modules: dict[str, nn.Module]) -> dict[tuple[str, type], list[str]]:
     """By the module around them and their class, the names of like modules that are more than a layer."""
     found: dict[tuple[str, type], list[str]] = {}
     for name, module in modules.items():
-        if name and any(True for _ in module.children()):
-            found.setdefault((name.rpartition(".")[0], type(module)), []).append(name)
+        if name and _has_children(module):
+            found.setdefault((_around(name), type(module)), []).append(name)
     return {key: names for key, names in found.items() if len(names) > 1}
 
 
@@ -264,6 +272,7 @@ def _is_in(name: str, part: str) -> bool:
     return name.startswith(f"{part}.") if part else bool(name)
 
 
+@_rule("Build the optimizer after replacing layers. If it trains two modules, audit nn.ModuleList([one, other]).")
 def orphan_in_optimizer(case: _Case) -> _Texts:
     """The optimizer holds a parameter that the model does not have, as after replacing a layer.
 
@@ -277,13 +286,13 @@ def orphan_in_optimizer(case: _Case) -> _Texts:
     >>> audit(model, torch.optim.SGD(model.named_parameters(), lr=0.1))
     no findings
     """
-    remedy = "Build the optimizer after replacing layers. If it trains two modules, audit nn.ModuleList([one, other])."
     for (name, tensor, *_), *_ in case.held.values():
         # A plain tensor is there on purpose, such as an image to be optimized.
         if isinstance(tensor, nn.Parameter) and id(tensor) not in case.registered:
-            yield name, f"the optimizer holds {name!r}, which is not, or no longer, a parameter of the model.", remedy
+            yield name, f"the optimizer holds {name!r}, which is not, or no longer, a parameter of the model."
 
 
+@_rule("Build the optimizer after replacing and unfreezing layers, or freeze the parameter.")
 def trainable_in_no_optimizer(case: _Case) -> _Texts:
     """A parameter gets gradients, and no optimizer moves it.
 
@@ -297,17 +306,14 @@ def trainable_in_no_optimizer(case: _Case) -> _Texts:
     >>> audit(model, optimizer)
     no findings
     """
-    remedy = "Build the optimizer after replacing and unfreezing layers, or freeze the parameter."
     averages = [module for module in case.modules.values() if isinstance(module, AveragedModel)]
-    averaged = {id(parameter) for module in averages for parameter in module.parameters()}
+    known = case.held.keys() | {id(parameter) for module in averages for parameter in module.parameters()}
     for name, parameter in case.parameters.items():
-        if id(parameter) in averaged:
-            continue
-        if case.held and parameter.requires_grad and id(parameter) not in case.held:
-            message = f"{name!r} is trainable but in no optimizer: backward computes its gradient for nothing."
-            yield name, message, remedy
+        if case.held and parameter.requires_grad and id(parameter) not in known:
+            yield name, f"{name!r} is trainable but in no optimizer: backward computes its gradient for nothing."
 
 
+@_rule("Build the optimizer from model.parameters(), which gives every parameter once.")
 def held_twice(case: _Case) -> _Texts:
     """An optimizer holds the same parameter twice: in one list torch only warns, after an edit it says nothing.
 
@@ -321,13 +327,13 @@ def held_twice(case: _Case) -> _Texts:
     >>> audit(model, torch.optim.SGD(model.parameters(), lr=0.1))
     no findings
     """
-    remedy = "Build the optimizer from model.parameters(), which gives every parameter once."
     for name, parameter in case.parameters.items():
         optimizers = [id(held.optimizer) for held in case.held.get(id(parameter), ())]
         if len(set(optimizers)) < len(optimizers):
-            yield name, f"one optimizer holds {name!r} more than once: a step moves it as often.", remedy
+            yield name, f"one optimizer holds {name!r} more than once: a step moves it as often."
 
 
+@_rule("Unfreeze what is to be trained, such as the head, with requires_grad_(True), and give it to the optimizer.")
 def nothing_trainable(case: _Case) -> _Texts:
     """There is an optimizer, and all that the optimizers hold is frozen.
 
@@ -345,13 +351,10 @@ def nothing_trainable(case: _Case) -> _Texts:
     # Of what the model has not, or no longer, another rule speaks.
     ours = any(id(tensor) in case.registered for tensor in held)
     if ours and not any(tensor.requires_grad for tensor in held):
-        message = "all that the optimizer holds is frozen: it moves nothing, or what has an old gradient."
-        remedy = (
-            "Unfreeze what is to be trained, such as the head, with requires_grad_(True), and give it to the optimizer."
-        )
-        yield "", message, remedy
+        yield "", "all that the optimizer holds is frozen: it moves nothing, or what has an old gradient."
 
 
+@_rule("Freeze with helpers.freeze(), which removes it, or call optimizer.zero_grad() (not with set_to_none=False).")
 def stale_grad(case: _Case) -> _Texts:
     """A frozen parameter has a gradient from before: an optimizer skips what has no ``.grad``, whatever its flag.
 
@@ -372,18 +375,13 @@ def stale_grad(case: _Case) -> _Texts:
     >>> audit(model, optimizer)
     no findings
     """
-    remedy = (
-        "Freeze with helpers.freeze(), which removes it, or call optimizer.zero_grad() (not with set_to_none=False)."
-    )
     for name, parameter in case.parameters.items():
         if not parameter.requires_grad and parameter.grad is not None:
             holders = [held for held in case.held.get(id(parameter), ()) if id(held.optimizer) not in case.resting]
             if moving := list(filter(_moves, holders)):
                 moves = "moves" if any(map(_is_torchs, moving)) else "may move"
-                message = (
-                    f"{name!r} is frozen but has an old gradient: if this optimizer steps before zero_grad, it {moves}."
-                )
-                yield name, message, remedy
+                old = f"{name!r} is frozen but has an old gradient"
+                yield name, f"{old}: if this optimizer steps before zero_grad, it {moves}."
 
 
 def _is_torchs(held: _Held) -> bool:
@@ -392,27 +390,20 @@ def _is_torchs(held: _Held) -> bool:
 
 def _moves(held: _Held) -> bool:
     """Whether the next step moves a parameter that gets no new gradient, or may move it."""
-    if held.group.get("lr") == 0:
-        return False
     state = _state(held)
     pushes = (held.tensor.grad, state.get("momentum_buffer"), state.get("exp_avg"))
     # ASGD decays by lambd.
-    decays = bool(held.group.get("weight_decay") or held.group.get("lambd"))
-    remembers = (
-        state if not _is_torchs(held) else isinstance(held.optimizer, torch.optim.LBFGS) and held.optimizer.state
-    )
-    return decays or any(map(_pushes, pushes)) or bool(remembers)
+    decays = held.group.get("weight_decay") or held.group.get("lambd")
+    if _is_torchs(held):
+        state = held.optimizer.state if isinstance(held.optimizer, torch.optim.LBFGS) else {}
+    return held.group.get("lr") != 0 and bool(decays or state or any(map(_pushes, pushes)))
 
 
-def _state(held: _Held) -> dict[str, Any]:
+def _state(held: _Held) -> dict[Any, Any]:
     """What the optimizer remembers of a parameter, or the one that it wraps."""
-    wrapped = (
-        getattr(held.optimizer, name, None) for name in ("_base_optimizer", "base_optimizer", "optimizer", "optim")
-    )
-    for optimizer in (held.optimizer, *wrapped):
-        if found := getattr(optimizer, "state", {}).get(held.tensor):
-            return found
-    return {}
+    names = ("_base_optimizer", "base_optimizer", "optimizer", "optim")
+    optimizers = (held.optimizer, *(getattr(held.optimizer, name, None) for name in names))
+    return next(filter(None, (getattr(optimizer, "state", {}).get(held.tensor) for optimizer in optimizers)), {})
 
 
 def _pushes(tensor: Any) -> bool:
@@ -423,6 +414,7 @@ def _pushes(tensor: Any) -> bool:
         return True
 
 
+@_rule()
 def frozen_part_in_train_mode(case: _Case) -> _Texts:
     """A frozen part is in train mode, and something in it moves in forward or draws at random.
 
@@ -457,28 +449,27 @@ def frozen_part_in_train_mode(case: _Case) -> _Texts:
         moving = [inner for inner, module in training.items() if _moves_buffers(module)]
         drawing = [inner for inner, module in training.items() if _draws(module)]
         if (moving or drawing) and not case.rests(part) and (moving or not case.gradient_passes(name)):
-            new = is_held(part) and not all(is_held(case.modules[inner]) for inner in moving + drawing)
-            kind = name.rpartition(".")[0], type(part), bool(moving), bool(drawing), is_held(part), new
-            awake.append((kind, name, moving, drawing))
-    for kind, group in groupby(awake, key=lambda found: found[0]):  # neighbours that are alike
+            call = "call {its eval()|eval() on each}"
+            remedy = (
+                f"Freeze {{it|them}} with helpers.freeze(), which holds eval mode, or {call} after every model.train()."
+            )
+            if is_held(part):
+                remedy = f"Something assigned to .training, against which freeze() cannot hold: {call}."
+                if not all(is_held(case.modules[inner]) for inner in moving + drawing):
+                    remedy = "Something was put in after freeze(), which does not hold it: call freeze() again."
+            awake.append(((_around(name), type(part), bool(moving), bool(drawing), remedy), name, moving, drawing))
+    for (*_, remedy), group in groupby(awake, key=lambda found: found[0]):  # neighbours that are alike
         _, names, moves, draws = zip(*group, strict=True)
-        one, moving, drawing = len(names) == 1, [*chain(*moves)], [*chain(*draws)]
         does = [
-            f"{len(inner):,} {single if len(inner) == 1 else several} ({_few(inner, 2)})"
-            for inner, single, several in (
-                (moving, "module moves its buffers", "modules move their buffers"),
-                (drawing, "module draws at random", "modules draw at random"),
+            f"{len(inner):,} {_for(inner, what)} ({_few(inner, 2)})"
+            for inner, what in (
+                ([*chain(*moves)], "{module moves its|modules move their} buffers"),
+                ([*chain(*draws)], "{module draws|modules draw} at random"),
             )
             if inner
         ]
-        call = f"call {'its eval()' if one else 'eval() on each'}"
-        freeze = f"Freeze {'it' if one else 'them'} with helpers.freeze(), which holds eval mode"
-        remedy = f"{freeze}, or {call} after every model.train()."
-        if kind[-1]:
-            remedy = "Something was put in after freeze(), which does not hold it: call freeze() again."
-        elif kind[-2]:
-            remedy = f"Something assigned to .training, against which freeze() cannot hold: {call}."
-        yield names, f"{_few(names)} {'is' if one else 'are'} frozen but in train mode: {', '.join(does)}.", remedy
+        are = _for(names, "{is|are} frozen but in train mode")
+        yield names, f"{_few(names)} {are}: {', '.join(does)}.", _for(names, remedy)
 
 
 def _moves_buffers(module: nn.Module) -> bool:
@@ -561,6 +552,7 @@ def _draws(module: nn.Module) -> bool:
     )
 
 
+@_rule("No mode helps. Make it with track_running_stats=True, as it was when it was trained, or unfreeze it.")
 def batch_statistics_in_frozen_part(case: _Case) -> _Texts:
     """A frozen BatchNorm has no running statistics: in eval mode too it uses those of the batch
     (https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html).
@@ -577,13 +569,11 @@ def batch_statistics_in_frozen_part(case: _Case) -> _Texts:
     no findings
     """
     names = [n for n, norm in case.still.items() if isinstance(norm, _BatchNorm) and norm.running_mean is None]
-    if names:
-        have = "has" if len(names) == 1 else "have"
-        message = f"{_few(names)} {have} no running statistics: what it gives for an example depends on the batch."
-        remedy = "No mode helps. Make it with track_running_stats=True, as it was when it was trained, or unfreeze it."
-        yield tuple(names), message, remedy
+    have = _for(names, "{has|have} no running statistics")
+    yield names, f"{_few(names)} {have}: what it gives for an example depends on the batch."
 
 
+@_rule("Trace or export it again, in eval mode or after helpers.freeze().")
 def traced_in_train_mode(case: _Case) -> _Texts:
     """A frozen part was traced or exported in train mode: it computes so whatever its mode, and moves or draws.
 
@@ -602,10 +592,10 @@ def traced_in_train_mode(case: _Case) -> _Texts:
     """
     for name, module in case.still.items():
         if isinstance(module, torch.fx.GraphModule) and any(map(node_trains, module.graph.nodes)):
-            message = f"{_shown(name)} was traced in train mode: it moves or draws as in training, in eval mode too."
-            yield name, message, "Trace or export it again, in eval mode or after helpers.freeze()."
+            yield name, f"{_shown(name)} was traced in train mode: it moves or draws as in training, in eval mode too."
 
 
+@_rule("Call torch.ao.quantization.disable_observer on each, or put no observers into what is frozen.")
 def observer_in_frozen_part(case: _Case) -> _Texts:
     """An observer or FakeQuantize in a frozen part moves its range in every forward, in eval mode too
     (https://docs.pytorch.org/docs/stable/generated/torch.ao.quantization.observer.MinMaxObserver.html).
@@ -623,20 +613,15 @@ def observer_in_frozen_part(case: _Case) -> _Texts:
     names = []
     for name, module in case.still.items():
         # The observer in a FakeQuantize works when that one says so.
-        around = case.modules[name.rpartition(".")[0]]
+        around = case.modules[_around(name)]
         if _is_a(module, "FakeQuantizeBase"):
             works = _pushes(getattr(module, "observer_enabled", None))
         else:
             works = _is_a(module, "ObserverBase") and not _is_a(around, "FakeQuantizeBase")
         if works and any(True for _ in module.buffers()):
             names.append(name)
-    if names:
-        one = len(names) == 1
-        message = (
-            f"{_few(names)} {'observes what passes and moves its' if one else 'observe what passes and move their'} "
-        )
-        remedy = "Call torch.ao.quantization.disable_observer on each, or put no observers into what is frozen."
-        yield tuple(names), f"{message}buffers, in eval mode too.", remedy
+    observe = _for(names, "{observes what passes and moves its|observe what passes and move their} buffers")
+    yield names, f"{_few(names)} {observe}, in eval mode too."
 
 
 def _is_a(module: nn.Module, kind: str) -> bool:
@@ -644,6 +629,7 @@ def _is_a(module: nn.Module, kind: str) -> bool:
     return any(base.__name__ == kind for base in type(module).__mro__)
 
 
+@_rule("Call model.train(), which looks at what is frozen, or undo with helpers.unfreeze() instead of the flags.")
 def held_but_trainable(case: _Case) -> _Texts:
     """A norm layer trains again, but `freeze` has held it in eval mode, and nothing has looked since.
 
@@ -664,15 +650,11 @@ def held_but_trainable(case: _Case) -> _Texts:
         if not case.frozen[name] and is_held(norm) and not norm.training and vars(norm)["train"].wanted()
         if isinstance(norm, _NormBase) and any(parameter.requires_grad for parameter in norm.parameters())
     ]
-    if names:
-        train, be = ("trains", "is") if len(names) == 1 else ("train", "are")
-        message = f"{_few(names)} {train}, but {be} still held in eval mode, as helpers.freeze() left it."
-        remedy = (
-            "Call model.train(), which looks at what is frozen, or undo with helpers.unfreeze() instead of the flags."
-        )
-        yield tuple(names), message, remedy
+    train = _for(names, "{trains, but is|train, but are}")
+    yield names, f"{_few(names)} {train} still held in eval mode, as helpers.freeze() left it."
 
 
+@_rule("If a gradient has to pass through it, use helpers.freeze(..., hold=False), and look with helpers.watch().")
 def off_in_eval_mode(case: _Case) -> _Texts:
     """A gradient must pass through a part held in eval mode, in which something it needs is switched off.
 
@@ -693,35 +675,24 @@ def off_in_eval_mode(case: _Case) -> _Texts:
     >>> audit(model.train())
     no findings
     """
-    remedy = "If a gradient has to pass through it, use helpers.freeze(..., hold=False), and look with helpers.watch()."
     for name, part in case.parts.items():
         if is_held(part) and not part.training:
             surely, maybe = case.feeds(name)
-            off = [
-                what
-                for what, enough, is_on in _SWITCHED_OFF
-                if (maybe if enough else surely) and any(map(is_on, case.inside[name].values()))
-            ]
-            if off:
-                yield (
-                    name,
-                    f"{_shown(name)} is held in eval mode, which switches off its {' and its '.join(off)}.",
-                    remedy,
-                )
+            inside = case.inside[name].values()
+            off = {
+                # Who switches it on thinks that a gradient may pass.
+                "activation checkpointing": maybe
+                and any(vars(module).get("gradient_checkpointing") is True for module in inside),
+                "backward by cuDNN": surely
+                and any(p.is_cuda for module in inside if isinstance(module, nn.RNNBase) for p in module.parameters()),
+                "auxiliary outputs": surely and any(vars(module).get("aux_logits") is True for module in inside),
+            }
+            if any(off.values()):
+                its = " and its ".join(what for what, is_off in off.items() if is_off)
+                yield name, f"{_shown(name)} is held in eval mode, which switches off its {its}."
 
 
-# What it is, whether it is enough that a gradient may pass (who switches on checkpointing thinks so), how it is seen.
-_SWITCHED_OFF = (
-    ("activation checkpointing", True, lambda module: vars(module).get("gradient_checkpointing") is True),
-    (
-        "backward by cuDNN",
-        False,
-        lambda module: isinstance(module, nn.RNNBase) and any(p.is_cuda for p in module.parameters()),
-    ),
-    ("auxiliary outputs", False, lambda module: vars(module).get("aux_logits") is True),
-)
-
-
+@_rule()
 def flag_on_module(case: _Case) -> _Texts:
     """``module.requires_grad = ...`` makes a new attribute of the module, which nothing reads.
 
@@ -742,6 +713,7 @@ def flag_on_module(case: _Case) -> _Texts:
             yield name, message, f"Call requires_grad_({value}), with the underscore at the end."
 
 
+@_rule()
 def misspelt_flag(case: _Case) -> _Texts:
     """A misspelled ``requires_grad`` makes a new attribute of the parameter or module, which nothing reads.
 
@@ -786,6 +758,7 @@ def _contradicts(flag: object, owner: nn.Module | nn.Parameter) -> bool:
     return isinstance(flag, bool) and any(parameter.requires_grad != flag for parameter in parameters)
 
 
+@_rule()
 def unregistered(case: _Case) -> _Texts:
     """Something trainable is a plain tensor, or hides in a list or dict, and so does not belong to the model.
 
@@ -843,6 +816,7 @@ def _is_lost(item: object, holder: nn.Module, case: _Case) -> bool:
     return any(tensor.requires_grad and id(tensor) not in case.registered for tensor in tensors)
 
 
+@_rule("Tie them again, one.weight = other.weight, and build the optimizer after it.")
 def tied_weights_split(case: _Case) -> _Texts:
     """Tied weights became two parameters over the same memory, as after ``load_state_dict(..., assign=True)``.
 
@@ -861,13 +835,12 @@ def tied_weights_split(case: _Case) -> _Texts:
     >>> audit(model)
     no findings
     """
-    remedy = "Tie them again, one.weight = other.weight, and build the optimizer after it."
     seen: dict[object, str] = {}
     for name, parameter in case.parameters.items():
         first = seen.setdefault(_memory(parameter), name)
         if first != name and (parameter.requires_grad or case.parameters[first].requires_grad):
             message = f"{first!r} and {name!r} share their memory, but are two parameters with a step for each."
-            yield name, message, remedy
+            yield name, message
 
 
 def _memory(tensor: torch.Tensor) -> object:
@@ -878,6 +851,7 @@ def _memory(tensor: torch.Tensor) -> object:
         return id(tensor)
 
 
+@_rule("Build and load the model outside inference_mode, or assign a clone() made outside.")
 def inference_tensor(case: _Case) -> _Texts:
     """A parameter or buffer was made under ``inference_mode``, and autograd can never use it
     (https://docs.pytorch.org/docs/stable/generated/torch.autograd.grad_mode.inference_mode.html).
@@ -892,13 +866,13 @@ def inference_tensor(case: _Case) -> _Texts:
     >>> audit(model)
     no findings
     """
-    remedy = "Build and load the model outside inference_mode, or assign a clone() made outside."
     for name, tensor in case.tensors.items():
         if not is_lazy(tensor) and tensor.is_inference():
             message = f"{name!r} is an inference tensor: it can neither be trained nor changed outside inference_mode."
-            yield name, message, remedy
+            yield name, message
 
 
+@_rule("Change flags and layers before wrapping. Now wrap again: ddp = DistributedDataParallel(ddp.module).")
 def changed_after_wrapping(case: _Case) -> _Texts:
     """A flag or layer changed inside DistributedDataParallel, which synchronizes what is trainable when it wraps
     (https://docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html).
@@ -929,7 +903,6 @@ def changed_after_wrapping(case: _Case) -> _Texts:
     >>> audit(ddp)
     no findings
     """
-    remedy = "Change flags and layers before wrapping. Now wrap again: ddp = DistributedDataParallel(ddp.module)."
     for prefix, ddp in case.modules.items():
         if not isinstance(ddp, DistributedDataParallel):
             continue
@@ -944,13 +917,13 @@ def changed_after_wrapping(case: _Case) -> _Texts:
             known = synchronized.pop(id(parameter), None) is not None
             if parameter.requires_grad and not known and name not in ddp.parameters_to_ignore:
                 message = f"{full!r} is trainable, but DistributedDataParallel does not synchronize it."
-                yield full, message, remedy
+                yield full, message
             if not parameter.requires_grad and known and waits:
                 message = f"{full!r} is frozen, but DistributedDataParallel waits for its gradient."
-                yield full, message, remedy
+                yield full, message
         if synchronized and waits:
             message = f"{_shown(prefix)} waits for the gradients of {len(synchronized)} parameters no longer in it."
-            yield prefix, message, remedy
+            yield prefix, message
 
 
 def _synchronized(ddp: DistributedDataParallel) -> list[torch.Tensor]:
@@ -967,6 +940,7 @@ class _OnMeta(TorchDispatchMode):
         return func(*args, **(kwargs or {}) | {"device": "meta"})
 
 
+@_rule()
 def flag_on_gathered_parameter(case: _Case) -> _Texts:
     """A flag was set while FSDP2 holds the whole parameter: the sharded one does not know of it, and comes back
     (https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html).
@@ -1001,28 +975,3 @@ def flag_on_gathered_parameter(case: _Case) -> _Texts:
             flag = f"requires_grad = {parameter.requires_grad} on {name!r}"
             message = f"{flag} will be forgotten: FSDP has gathered the parameter."
             yield name, message, "Call model.reshard(), and then set the flag."
-
-
-RULES = {
-    rule.__name__.replace("_", "-"): rule
-    for rule in (
-        orphan_in_optimizer,
-        trainable_in_no_optimizer,
-        held_twice,
-        nothing_trainable,
-        stale_grad,
-        frozen_part_in_train_mode,
-        batch_statistics_in_frozen_part,
-        traced_in_train_mode,
-        observer_in_frozen_part,
-        held_but_trainable,
-        off_in_eval_mode,
-        flag_on_module,
-        misspelt_flag,
-        unregistered,
-        tied_weights_split,
-        inference_tensor,
-        changed_after_wrapping,
-        flag_on_gathered_parameter,
-    )
-}
