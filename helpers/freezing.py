@@ -30,7 +30,6 @@ def frozen_modules(model: nn.Module, around: bool = False, chosen: Iterable[int]
     """
     known: dict[nn.Module, bool | None] = {}
     frozen: dict[str, bool] = {}
-    trains: set[nn.Module] = set()
     modules = list(model.named_modules(remove_duplicate=False))  # parents before what is in them
     for name, module in modules:
         own = _all_frozen(module, known, chosen)
@@ -38,8 +37,7 @@ def frozen_modules(model: nn.Module, around: bool = False, chosen: Iterable[int]
             own = frozen[name.rpartition(".")[0]] if name else around
             own = own or (is_held(module) and vars(module)["train"].alone)
         frozen[name] = own
-        if not own:
-            trains.add(module)
+    trains = {module for name, module in modules if not frozen[name]}
     return {name: module not in trains for name, module in modules}
 
 
@@ -135,36 +133,29 @@ def freeze(module: nn.Module, *patterns: str, hold: bool = True, **unknown: obje
             "and hold=False sets flags only"
         )
     names, owners, groups = _select(module, patterns)
-    chosen, before = set[int]().union(*groups), _recorded(owners)
-    parts: list[nn.Module] = []
-    if hold:
-        frozen = frozen_modules(module, around=not patterns, chosen=chosen)
-        parts = [
-            part
-            for part in frozen_parts(module, frozen).values()
-            if not patterns or any(id(parameter) in chosen for parameter in part.parameters())
-        ]
-        if fixed := _fixed_in_train_mode(module, frozen, parts):
-            raise ValueError(
-                f"{fixed} was traced in train mode, which the trace keeps, so it cannot be held in eval mode: "
-                "freeze before tracing, or trace in eval mode (hold=False sets flags only)"
-            )
-    flags = [(parameter, parameter.requires_grad) for parameter, *_ in owners if id(parameter) in chosen]
-    for parameter, _ in flags:
+    chosen, before = set[int]().union(*groups.values()), _recorded(owners)
+    frozen = frozen_modules(module, around=not patterns, chosen=chosen)
+    parts = list(frozen_parts(module, frozen).values()) if hold else []
+    if patterns:
+        parts = [part for part in parts if any(id(parameter) in chosen for parameter in part.parameters())]
+    if fixed := _fixed_in_train_mode(module, frozen, parts):
+        raise ValueError(
+            f"{fixed} was traced in train mode, which the trace keeps, so it cannot be held in eval mode: "
+            "freeze before tracing, or trace in eval mode (hold=False sets flags only)"
+        )
+    ours = [(p, owner, key, p.requires_grad) for p, owner, key in owners if id(p) in chosen]
+    for parameter, *_ in ours:
         # Not requires_grad_(): an uninitialized parameter of a lazy module refuses methods.
         parameter.requires_grad = False
     try:
         _hold(module, parts)
     except BaseException:
-        for parameter, flag in flags:
+        for parameter, *_, flag in ours:
             parameter.requires_grad = flag
         raise
-    for parameter, flag in flags:
-        before[id(parameter)] = before.get(id(parameter), False) or flag
+    for parameter, owner, key, flag in ours:
+        vars(owner)[_record(key)] = before.get(id(parameter), False) or flag
         parameter.grad = None
-    for parameter, owner, key in owners:
-        if id(parameter) in chosen:
-            vars(owner)[_record(key)] = before[id(parameter)]
     return [name for name, parameter in names if id(parameter) in chosen]
 
 
@@ -191,15 +182,14 @@ def unfreeze(module: nn.Module, *patterns: str) -> list[str]:
     check_module("unfreeze", module)
     names, owners, groups = _select(module, patterns)
     before = _recorded(owners)
-    any_held = any(map(is_held, module.modules()))
-    for pattern, group in zip(patterns or ["*"], groups, strict=True):
+    for pattern, group in groups.items():
         by_hand = few(name for name, parameter in names if id(parameter) in group and not parameter.requires_grad)
-        if by_hand and before.keys().isdisjoint(group) and (patterns or not any_held):
+        if by_hand and before.keys().isdisjoint(group) and (patterns or not any(map(is_held, module.modules()))):
             raise ValueError(
                 f"{pattern!r} matches nothing that freeze() froze; frozen without it: {by_hand}. "
                 "unfreeze() is an undo: to train these, set requires_grad_(True)"
             )
-    chosen = set[int]().union(*groups)
+    chosen = set[int]().union(*groups.values())
     restored = chosen & before.keys()
     for parameter, owner, key in owners:
         if id(parameter) in restored:
@@ -253,13 +243,11 @@ class _Hold:
     def __call__(self, mode: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
         if not isinstance(mode, bool):
             return self.own(mode, *args, **kwargs)  # which refuses it
-        known, quiet = _passing.get() or (None, False)
+        known, quiet = _passing.get() or ({}, False)
         if known is None:
-            if quiet:
-                return self.module
-            known = {}
-            _introduce(self.module)
+            return self.module
         if not quiet:
+            _introduce(self.module)
             for part in filter(is_held, self.module.modules()):
                 vars(part)["train"].asked = None
             self.asked = mode
@@ -286,6 +274,11 @@ class _Hold:
             frozen = self.alone or (all(held) if held else self.forgot)
         return frozen
 
+    def reset(self) -> None:
+        """Stands in for ``reset_running_stats`` of a norm layer, as `update_bn` calls it."""
+        if not self.is_frozen({}):
+            type(self.module).reset_running_stats(self.module)  # type: ignore[attr-defined]
+
     def wanted(self) -> bool:
         """The mode that it would have without `freeze`."""
         asked = self.asked_last()
@@ -295,17 +288,6 @@ class _Hold:
         """The mode asked of it, or else of the nearest module around it that knows."""
         above = (vars(module)["train"].asked_last() for module in self.around if is_held(module))
         return self.asked if self.asked is not None else next((mode for mode in above if mode is not None), None)
-
-
-class _Still:
-    """Stands in for ``reset_running_stats`` of a held norm layer, as `update_bn` calls it."""
-
-    def __init__(self, hold: _Hold) -> None:
-        self.hold = hold
-
-    def __call__(self) -> None:
-        if not self.hold.is_frozen({}):
-            type(self.hold.module).reset_running_stats(self.hold.module)  # type: ignore[attr-defined]
 
 
 _passing: ContextVar[tuple[dict[nn.Module, bool | None] | None, bool] | None] = ContextVar("_passing", default=None)
@@ -338,7 +320,7 @@ def _hold(model: nn.Module, parts: list[nn.Module]) -> None:
     for module, stand_in in new.items():
         vars(module)["train"] = stand_in
         if hasattr(type(module), "reset_running_stats"):
-            vars(module)["reset_running_stats"] = _Still(stand_in)
+            vars(module)["reset_running_stats"] = stand_in.reset
     _introduce(model)
     if model in new and _all_frozen(model, {}) is None:
         new[model].alone = True
@@ -361,10 +343,10 @@ def _switches_modes(module: nn.Module) -> bool:
 
 
 def _let_go(module: nn.Module) -> None:
-    replaced = vars(module).pop("train").replaced
-    if replaced:
-        vars(module)["train"] = replaced
-    if isinstance(vars(module).get("reset_running_stats"), _Still):
+    stand_in = vars(module).pop("train")
+    if stand_in.replaced:
+        vars(module)["train"] = stand_in.replaced
+    if vars(module).get("reset_running_stats") == stand_in.reset:
         del vars(module)["reset_running_stats"]
 
 
@@ -396,36 +378,33 @@ def _fixed_in_train_mode(module: nn.Module, frozen: dict[str, bool], parts: list
     """The name of a module that computes frozen parts as its trace says, whatever its mode; "" if there is none."""
     inside = {part for top in parts for part in top.modules()}
     for name, part in module.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            fixed = part in inside and _script_trains(part)
-        elif isinstance(part, torch.fx.GraphModule):
+        fixed = isinstance(part, torch.jit.ScriptModule) and part in inside and _script_trains(part)
+        if isinstance(part, torch.fx.GraphModule):
             # Of torchvision's extractor, which has a graph for each mode, the one that it will use.
             graph = getattr(part, "eval_graph" if frozen[name] else "train_graph", part.graph)
-            fixed = part in inside and any(map(node_trains, graph.nodes))
-            fixed = fixed or any(
-                node_trains(node) and part.get_submodule(str(source.target).rpartition(".")[0]) in inside
-                for node in graph.nodes
-                for source in node.all_input_nodes
-                if source.op == "get_attr"
-            )
-        else:
-            continue
+            training = list(filter(node_trains, graph.nodes))
+            read = [
+                str(source.target) for node in training for source in node.all_input_nodes if source.op == "get_attr"
+            ]
+            owners = {part.get_submodule(target.rpartition(".")[0]) for target in read}
+            fixed = bool(training) and not inside.isdisjoint({part, *owners})
         if fixed:
             return repr(name) if name else "the model"
     return ""
 
 
-_TRAINS = ("train", "training", "use_input_stats")
+def _asks_to_train(arguments: Iterable[Any], values: Iterable[object]) -> bool:
+    modes = ("train", "training", "use_input_stats")
+    return any(argument.name in modes and value is True for argument, value in zip(arguments, values, strict=False))
 
 
 def _script_trains(part: torch.jit.ScriptModule) -> bool:
     graph = getattr(part, "inlined_graph", None)
     for node in graph.nodes() if graph else ():
         if node.schema() != "(no schema)":
-            arguments = torch._C.parse_schema(node.schema()).arguments
-            for argument, value in zip(arguments, node.inputs(), strict=False):
-                if argument.name in _TRAINS and value.toIValue() is True:
-                    return True
+            values = (value.toIValue() for value in node.inputs())
+            if _asks_to_train(torch._C.parse_schema(node.schema()).arguments, values):
+                return True
     return False
 
 
@@ -434,10 +413,7 @@ def node_trains(node: torch.fx.Node) -> bool:
     if node.op != "call_function":
         return False
     if schema := getattr(node.target, "_schema", None):  # as torch.export writes them
-        return any(
-            argument.name in _TRAINS and value is True
-            for argument, value in zip(schema.arguments, node.args, strict=False)
-        )
+        return _asks_to_train(schema.arguments, node.args)
     try:
         given = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
     except (TypeError, ValueError):  # a built-in function tells nothing
@@ -446,11 +422,10 @@ def node_trains(node: torch.fx.Node) -> bool:
 
 
 _Owners = list[tuple[nn.Parameter, nn.Module, str]]
+_Selected = tuple[list[tuple[str, nn.Parameter]], _Owners, dict[str, set[int]]]
 
 
-def _select(
-    module: nn.Module, patterns: tuple[str, ...]
-) -> tuple[list[tuple[str, nn.Parameter]], _Owners, list[set[int]]]:
+def _select(module: nn.Module, patterns: tuple[str, ...]) -> _Selected:
     """Every name with its parameter; every parameter with its owners; for each pattern the ids of what it matches."""
     for pattern in patterns:
         if not isinstance(pattern, str):
@@ -459,12 +434,11 @@ def _select(
     names = list(module.named_parameters(remove_duplicate=False))
     # From the modules themselves: what wraps one may change the names, not what it owns.
     owners = [(p, owner, key) for owner in module.modules() for key, p in owner._parameters.items() if p is not None]
-    groups = []
+    groups = {}
     for pattern in patterns or ["*"]:
         exact = {id(parameter) for name, parameter in names if name == pattern}
-        groups.append(exact or {id(parameter) for name, parameter in names if fnmatchcase(name, pattern)})
-    for pattern, group in zip(patterns, groups, strict=False):
-        if not group:
+        groups[pattern] = exact or {id(parameter) for name, parameter in names if fnmatchcase(name, pattern)}
+        if patterns and not groups[pattern]:
             parts = [name for name, part in module.named_modules() if name and any(True for _ in part.parameters())]
             candidates = [*(name for name, _ in names), *(f"{name}.*" for name in sorted(parts))]
             near = difflib.get_close_matches(pattern, candidates, cutoff=0)
