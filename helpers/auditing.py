@@ -140,9 +140,8 @@ class _Case:
                     name = names.get(j, f"param_groups[{i}]['params'][{j}]")
                     self.held.setdefault(id(tensor), []).append(_Held(name, tensor, group, optimizer))
         # Whose turn it is not: all that it holds is frozen, and another optimizer has something to train.
-        everything = [held for several in self.held.values() for held in several]
-        at_work = {id(held.optimizer) for held in everything if held.tensor.requires_grad}
-        self.resting = {id(held.optimizer) for held in everything} - at_work if at_work else set()
+        at_work = {id(o) for o in optimizers if any(p.requires_grad for g in o.param_groups for p in g["params"])}
+        self.resting = set(map(id, optimizers)) - at_work if at_work else set()
         # For each module its place, and which of its parameters train, in order.
         self.order = {name: i for i, name in enumerate(self.modules)}
         self.flags = {name: [p.requires_grad for p in module.parameters()] for name, module in self.modules.items()}
@@ -159,10 +158,9 @@ class _Case:
         such a stack, if all its blocks hold some and the part is no stack itself, as embeddings are not.
         """
         around, order = _around(part), self.order[part]
+        beside = not _stacks(self.inside[part])
         return self._only_inputs_train or any(
-            order > self.order[first]
-            if _is_in(part, stack)
-            else (whole and _is_in(stack, around) and not _stacks(self.inside[part]))
+            order > self.order[first] if _is_in(part, stack) else whole and beside and _is_in(stack, around)
             for stack, first, whole in self._adapted
         )
 
@@ -349,8 +347,7 @@ def nothing_trainable(case: _Case) -> _Texts:
     """
     held = [first.tensor for first, *_ in case.held.values()]
     # Of what the model has not, or no longer, another rule speaks.
-    ours = any(id(tensor) in case.registered for tensor in held)
-    if ours and not any(tensor.requires_grad for tensor in held):
+    if any(id(tensor) in case.registered for tensor in held) and not any(tensor.requires_grad for tensor in held):
         yield "", "all that the optimizer holds is frozen: it moves nothing, or what has an old gradient."
 
 
@@ -450,65 +447,60 @@ def frozen_part_in_train_mode(case: _Case) -> _Texts:
         drawing = [inner for inner, module in training.items() if _draws(module)]
         if (moving or drawing) and not case.rests(part) and (moving or not case.gradient_passes(name)):
             call = "call {its eval()|eval() on each}"
-            remedy = (
-                f"Freeze {{it|them}} with helpers.freeze(), which holds eval mode, or {call} after every model.train()."
-            )
-            if is_held(part):
+            if not is_held(part):
+                freeze = "Freeze {it|them} with helpers.freeze(), which holds eval mode"
+                remedy = f"{freeze}, or {call} after every model.train()."
+            elif all(is_held(case.modules[inner]) for inner in moving + drawing):
                 remedy = f"Something assigned to .training, against which freeze() cannot hold: {call}."
-                if not all(is_held(case.modules[inner]) for inner in moving + drawing):
-                    remedy = "Something was put in after freeze(), which does not hold it: call freeze() again."
+            else:
+                remedy = "Something was put in after freeze(), which does not hold it: call freeze() again."
             awake.append(((_around(name), type(part), bool(moving), bool(drawing), remedy), name, moving, drawing))
     for (*_, remedy), group in groupby(awake, key=lambda found: found[0]):  # neighbours that are alike
         _, names, moves, draws = zip(*group, strict=True)
-        does = [
-            f"{len(inner):,} {_for(inner, what)} ({_few(inner, 2)})"
-            for inner, what in (
-                ([*chain(*moves)], "{module moves its|modules move their} buffers"),
-                ([*chain(*draws)], "{module draws|modules draw} at random"),
-            )
-            if inner
-        ]
+        moving, drawing = [*chain(*moves)], [*chain(*draws)]
+        does = [(moving, "module{ moves its|s move their} buffers"), (drawing, "module{ draws|s draw} at random")]
+        told = [f"{len(inner):,} {_for(inner, what)} ({_few(inner, 2)})" for inner, what in does if inner]
         are = _for(names, "{is|are} frozen but in train mode")
-        yield names, f"{_few(names)} {are}: {', '.join(does)}.", _for(names, remedy)
+        yield names, f"{_few(names)} {are}: {', '.join(told)}.", _for(names, remedy)
 
 
 def _moves_buffers(module: nn.Module) -> bool:
     """Whether forward writes to buffers in the state_dict, as far as that can be told without a run."""
     if isinstance(module, torch.jit.ScriptModule):
         return any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
-    if any(type(hook).__name__ == "SpectralNorm" for hook in module._forward_pre_hooks.values()):
-        return True
+    spectral = any(type(hook).__name__ == "SpectralNorm" for hook in module._forward_pre_hooks.values())
     used = _used_in_train_mode(module)
-    told = [
-        (child, name) for part, child in module._modules.items() if child is not None and part in used for name in used
-    ]
-    return _writes(module, used) or any(_writes(child, _methods(child).get(name, frozenset())) for child, name in told)
+    parts = [child for part, child in module._modules.items() if child is not None and part in used]
+    called = [(part, names) for part in parts for name, names in _methods(part).items() if name in used]
+    return spectral or _writes(module, used) or any(_writes(part, names) for part, names in called)
 
 
 def _writes(module: nn.Module, names: frozenset[str] | set[str]) -> bool:
     """Whether code that uses these names writes to a buffer of the module that is in its state_dict."""
-    buffers = {name for name, buffer in module._buffers.items() if buffer is not None and name in names}
-    in_place = any(name.endswith("_") and not name.endswith("__") for name in names)
-    in_place = in_place or bool({"batch_norm", "instance_norm", "[] ="} & names)
-    kept = buffers - getattr(module, "_non_persistent_buffers_set", set())
-    return any(in_place or f"{name} =" in names for name in kept)
+    methods = [name for name in names if name.endswith("_") and not name.endswith("__")]
+    in_place = methods or {"batch_norm", "instance_norm", "[] ="} & names
+    passing = getattr(module, "_non_persistent_buffers_set", ())
+    kept = [name for name, buffer in module._buffers.items() if buffer is not None and name not in passing]
+    return any(name in names and (in_place or f"{name} =" in names) for name in kept)
 
 
 def _used_in_train_mode(module: nn.Module) -> set[str]:
     """The names used by the methods that ask for the mode, and by those that they call, however far."""
     methods = _methods(module)
-    used: set[str] = set().union(*(names for names in methods.values() if "training" in names))
-    todo = list(used)
-    for name in todo:  # grows
-        new = methods.get(name, frozenset()) - used
-        used |= new
-        todo += new
+    used: set[str] = set()
+    todo = [names for names in methods.values() if "training" in names]
+    for names in todo:  # grows
+        todo += [methods[name] for name in names - used if name in methods]
+        used |= names
     return used
 
 
 def _methods(module: nn.Module) -> dict[str, frozenset[str]]:
     """The names that the code of each method of its class uses, up to nn.Module's own; with " =" what it assigns to."""
     return _methods_of(type(module))  # type: ignore[arg-type]
+
+
+_STORES = ("STORE_ATTR", "STORE_SUBSCR", "STORE_SLICE")  # the first has a name, the others are to []
 
 
 @cache
@@ -522,10 +514,8 @@ def _methods_of(kind: type) -> dict[str, frozenset[str]]:
             used = set(found.get(name, ()))  # a method may call the one that it overrides
             for code in codes:  # grows
                 codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
-                used.update(code.co_names)
-                for step in dis.get_instructions(code):
-                    used |= {f"{step.argval} ="} if step.opname == "STORE_ATTR" else set()
-                    used |= {"[] ="} if step.opname in ("STORE_SUBSCR", "STORE_SLICE") else set()
+                stores = [step for step in dis.get_instructions(code) if step.opname in _STORES]
+                used |= {*code.co_names, *(f"{step.argval or '[]'} =" for step in stores)}
             found[name] = frozenset(used)
     return found
 
@@ -545,11 +535,10 @@ def _draws(module: nn.Module) -> bool:
         return bool(getattr(module, "p", 0))
     numbers = {name: value for name, value in vars(module).items() if type(value) in (int, float)}
     chances = [value for name, value in numbers.items() if drops or "drop" in name or "jitter" in name]
+    if chances:
+        return any(isinstance(chance, float) and 0 < chance <= 1 for chance in chances)
     # A function, not a layer or a number of that name; if there is a number, that says how often.
-    by_function = {name for name in _RANDOM & _used_in_train_mode(module) if not hasattr(module, name)}
-    return any(isinstance(chance, float) and 0 < chance <= 1 for chance in chances) or (
-        not chances and bool(by_function)
-    )
+    return any(not hasattr(module, name) for name in _RANDOM & _used_in_train_mode(module))
 
 
 @_rule("No mode helps. Make it with track_running_stats=True, as it was when it was trained, or unfreeze it.")
@@ -644,12 +633,9 @@ def held_but_trainable(case: _Case) -> _Texts:
     >>> audit(model.train())
     no findings
     """
-    names = [
-        name
-        for name, norm in case.modules.items()
-        if not case.frozen[name] and is_held(norm) and not norm.training and vars(norm)["train"].wanted()
-        if isinstance(norm, _NormBase) and any(parameter.requires_grad for parameter in norm.parameters())
-    ]
+    norms = {name: norm for name, norm in case.modules.items() if isinstance(norm, _NormBase) and is_held(norm)}
+    off = [name for name, norm in norms.items() if not norm.training and vars(norm)["train"].wanted()]
+    names = [name for name in off if any(case.flags[name])]
     train = _for(names, "{trains, but is|train, but are}")
     yield names, f"{_few(names)} {train} still held in eval mode, as helpers.freeze() left it."
 
@@ -687,8 +673,7 @@ def off_in_eval_mode(case: _Case) -> _Texts:
                 and any(p.is_cuda for module in inside if isinstance(module, nn.RNNBase) for p in module.parameters()),
                 "auxiliary outputs": surely and any(vars(module).get("aux_logits") is True for module in inside),
             }
-            if any(off.values()):
-                its = " and its ".join(what for what, is_off in off.items() if is_off)
+            if its := " and its ".join(what for what, is_off in off.items() if is_off):
                 yield name, f"{_shown(name)} is held in eval mode, which switches off its {its}."
 
 
@@ -707,10 +692,9 @@ def flag_on_module(case: _Case) -> _Texts:
     no findings
     """
     for name, module in case.modules.items():
-        value = vars(module).get("requires_grad")
-        if _contradicts(value, module):
-            message = f"requires_grad = {value} on {_shown(name)} is a new attribute without effect."
-            yield name, message, f"Call requires_grad_({value}), with the underscore at the end."
+        if _contradicts(value := vars(module).get("requires_grad"), module):
+            remedy = f"Call requires_grad_({value}), with the underscore at the end."
+            yield name, f"requires_grad = {value} on {_shown(name)} is a new attribute without effect.", remedy
 
 
 @_rule()
@@ -732,22 +716,17 @@ def misspelt_flag(case: _Case) -> _Texts:
     for name, owner in (*case.modules.items(), *case.parameters.items()):
         for attribute, value in vars(owner).items():
             if _resembles_flag(attribute) and _contradicts(value, owner) and not _is_of_class(attribute, owner):
-                message = f"{attribute} = {value} on {_shown(name)} is a new attribute without effect."
-                yield (
-                    name,
-                    message,
-                    f"Call requires_grad_({value}): modules have it too, and a misspelled method raises.",
-                )
+                remedy = f"Call requires_grad_({value}): modules have it too, and a misspelled method raises."
+                yield name, f"{attribute} = {value} on {_shown(name)} is a new attribute without effect.", remedy
 
 
 def _is_of_class(attribute: str, owner: nn.Module | nn.Parameter) -> bool:
-    own = attribute.startswith("_")
-    return own or (isinstance(owner, nn.Module) and any(attribute in names for names in _methods(owner).values()))
+    return isinstance(owner, nn.Module) and any(attribute in names for names in _methods(owner).values())
 
 
 @cache
 def _resembles_flag(attribute: str) -> bool:
-    near = difflib.get_close_matches(attribute, ["requires_grad"], cutoff=0.82)
+    near = not attribute.startswith("_") and difflib.get_close_matches(attribute, ["requires_grad"], cutoff=0.82)
     # requires_graph and requires_grid are as near, but words of their own.
     return bool(near) and attribute != "requires_grad" and any(part in attribute for part in ("grad", "gard", "grd"))
 
@@ -758,7 +737,7 @@ def _contradicts(flag: object, owner: nn.Module | nn.Parameter) -> bool:
     return isinstance(flag, bool) and any(parameter.requires_grad != flag for parameter in parameters)
 
 
-@_rule()
+@_rule("Use nn.ModuleList, nn.ParameterDict or the like instead of a list or dict.")
 def unregistered(case: _Case) -> _Texts:
     """Something trainable is a plain tensor, or hides in a list or dict, and so does not belong to the model.
 
@@ -778,7 +757,6 @@ def unregistered(case: _Case) -> _Texts:
     no findings
     """
     direct = "Assign an nn.Parameter made last: nn.Parameter(value.to(...)), not nn.Parameter(value).to(...)."
-    inside = "Use nn.ModuleList, nn.ParameterDict or the like instead of a list or dict."
     for prefix, module in case.modules.items():
         # DistributedDataParallel keeps a list of what it wrapped; a rule of its own compares that.
         attributes = {} if isinstance(module, DistributedDataParallel) else vars(module)
@@ -789,7 +767,7 @@ def unregistered(case: _Case) -> _Texts:
             if not hidden and any(_is_lost(item, module, case) for item in _contents(value)):
                 name = f"{prefix}.{attribute}".lstrip(".")
                 message = f"{name!r} is trainable but not registered: parameters(), state_dict() and to() pass it by."
-                yield name, message, direct if isinstance(value, torch.Tensor) else inside
+                yield (name, message, direct) if isinstance(value, torch.Tensor) else (name, message)
 
 
 _TORCHS_OWN = frozenset(vars(nn.Module()))
@@ -839,8 +817,7 @@ def tied_weights_split(case: _Case) -> _Texts:
     for name, parameter in case.parameters.items():
         first = seen.setdefault(_memory(parameter), name)
         if first != name and (parameter.requires_grad or case.parameters[first].requires_grad):
-            message = f"{first!r} and {name!r} share their memory, but are two parameters with a step for each."
-            yield name, message
+            yield name, f"{first!r} and {name!r} share their memory, but are two parameters with a step for each."
 
 
 def _memory(tensor: torch.Tensor) -> object:
@@ -866,10 +843,8 @@ def inference_tensor(case: _Case) -> _Texts:
     >>> audit(model)
     no findings
     """
-    for name, tensor in case.tensors.items():
-        if not is_lazy(tensor) and tensor.is_inference():
-            message = f"{name!r} is an inference tensor: it can neither be trained nor changed outside inference_mode."
-            yield name, message
+    for name in [name for name, tensor in case.tensors.items() if not is_lazy(tensor) and tensor.is_inference()]:
+        yield name, f"{name!r} is an inference tensor: it can neither be trained nor changed outside inference_mode."
 
 
 @_rule("Change flags and layers before wrapping. Now wrap again: ddp = DistributedDataParallel(ddp.module).")
@@ -903,36 +878,28 @@ def changed_after_wrapping(case: _Case) -> _Texts:
     >>> audit(ddp)
     no findings
     """
-    for prefix, ddp in case.modules.items():
-        if not isinstance(ddp, DistributedDataParallel):
-            continue
-        synchronized = {id(parameter): parameter for parameter in _synchronized(ddp)}
+    wrappers = {name: module for name, module in case.modules.items() if isinstance(module, DistributedDataParallel)}
+    for prefix, ddp in wrappers.items():
         here = dict(ddp.module.named_parameters())
+        # Those that were trainable when it wrapped the model. Only the reducer knows, and only its buckets, as
+        # communication hooks get them, tell. The gradients that come with them are not needed, and take no memory on
+        # the meta device.
+        with _OnMeta():
+            buckets = ddp.reducer._get_zeros_like_grad_buckets()
+        synchronized = {id(parameter): parameter for bucket in buckets for parameter in bucket.parameters()}
         # Only a gradient that it waits for makes it wait for the others.
-        waits = not (ddp.find_unused_parameters or ddp.static_graph) and any(
-            parameter.requires_grad for parameter in here.values() if id(parameter) in synchronized
-        )
+        trained = any(parameter.requires_grad for parameter in here.values() if id(parameter) in synchronized)
+        waits = trained and not (ddp.find_unused_parameters or ddp.static_graph)
         for name, parameter in here.items():
             full = f"{prefix}.module.{name}".lstrip(".")
-            known = synchronized.pop(id(parameter), None) is not None
-            if parameter.requires_grad and not known and name not in ddp.parameters_to_ignore:
-                message = f"{full!r} is trainable, but DistributedDataParallel does not synchronize it."
-                yield full, message
-            if not parameter.requires_grad and known and waits:
-                message = f"{full!r} is frozen, but DistributedDataParallel waits for its gradient."
-                yield full, message
-        if synchronized and waits:
-            message = f"{_shown(prefix)} waits for the gradients of {len(synchronized)} parameters no longer in it."
-            yield prefix, message
-
-
-def _synchronized(ddp: DistributedDataParallel) -> list[torch.Tensor]:
-    """The parameters whose gradients it averages: those that were trainable when it wrapped the model."""
-    # Only the reducer knows, and only its buckets, as communication hooks get them, tell. The gradients that come with
-    # them are not needed, and take no memory on the meta device.
-    with _OnMeta():
-        buckets = ddp.reducer._get_zeros_like_grad_buckets()
-    return [parameter for bucket in buckets for parameter in bucket.parameters()]
+            known, trains = id(parameter) in synchronized, parameter.requires_grad
+            if trains and not known and name not in ddp.parameters_to_ignore:
+                yield full, f"{full!r} is trainable, but DistributedDataParallel does not synchronize it."
+            if known and waits and not trains:
+                yield full, f"{full!r} is frozen, but DistributedDataParallel waits for its gradient."
+        gone = synchronized.keys() - set(map(id, here.values()))
+        if gone and waits:
+            yield prefix, f"{_shown(prefix)} waits for the gradients of {len(gone)} parameters no longer in it."
 
 
 class _OnMeta(TorchDispatchMode):
@@ -940,7 +907,7 @@ class _OnMeta(TorchDispatchMode):
         return func(*args, **(kwargs or {}) | {"device": "meta"})
 
 
-@_rule()
+@_rule("Call model.reshard(), and then set the flag.")
 def flag_on_gathered_parameter(case: _Case) -> _Texts:
     """A flag was set while FSDP2 holds the whole parameter: the sharded one does not know of it, and comes back
     (https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html).
@@ -964,14 +931,11 @@ def flag_on_gathered_parameter(case: _Case) -> _Texts:
     >>> audit(model)
     no findings
     """
-    groups = [
-        getattr(module._get_fsdp_state(), "_fsdp_param_group", None)  # torch has no public way to get at it
-        for module in case.modules.values()
-        if hasattr(module, "_get_fsdp_state")
-    ]
-    sharded = {id(getattr(p, "_unsharded_param", None)): p.sharded_param for g in groups if g for p in g.fsdp_params}
+    # torch has no public way to get at these
+    states = [module._get_fsdp_state() for module in case.modules.values() if hasattr(module, "_get_fsdp_state")]
+    groups = [group for state in states if (group := getattr(state, "_fsdp_param_group", None))]
+    sharded = {id(getattr(p, "_unsharded_param", None)): p.sharded_param for group in groups for p in group.fsdp_params}
     for name, parameter in case.parameters.items():
-        if id(parameter) in sharded and sharded[id(parameter)].requires_grad != parameter.requires_grad:
+        if sharded.get(id(parameter), parameter).requires_grad != parameter.requires_grad:
             flag = f"requires_grad = {parameter.requires_grad} on {name!r}"
-            message = f"{flag} will be forgotten: FSDP has gathered the parameter."
-            yield name, message, "Call model.reshard(), and then set the flag."
+            yield name, f"{flag} will be forgotten: FSDP has gathered the parameter."

@@ -92,8 +92,8 @@ def cache_features(backbone: nn.Module, loader: Iterable, pick: Callable[[Any], 
             f"the backbone has {len(trainable)} trainable parameters ({_first(trainable)}), so its features will "
             "change: freeze(backbone) first, and leave the head out"
         )
-    norms = [(name or "itself", part) for name, part in backbone.named_modules() if isinstance(part, _BatchNorm)]
-    if without := [name for name, part in norms if part.running_mean is None]:
+    norms = {name or "itself": part for name, part in backbone.named_modules() if isinstance(part, _BatchNorm)}
+    if without := [name for name, part in norms.items() if part.running_mean is None]:
         raise ValueError(
             f"BatchNorm without running statistics ({_first(without)}) takes those of the batch in eval mode too, so "
             "features depend on which examples are together: it needs track_running_stats=True while it is trained"
@@ -112,24 +112,8 @@ def cache_features(backbone: nn.Module, loader: Iterable, pick: Callable[[Any], 
     targets: list[Tensor] = []
     with torch.inference_mode(False), torch.no_grad(), _as_it_was(run) as check:
         for batch in tqdm(loader, desc="cache_features", delay=2, leave=False):
-            match batch:
-                case (
-                    {"labels": labels, **inputs}
-                    | {"label": labels, **inputs}
-                    | [Tensor() | Mapping() as inputs, labels]
-                ):
-                    pass
-                case _:
-                    raise TypeError(
-                        "a batch must be a pair (tensor of inputs, labels), or a mapping that goes in as keywords, its "
-                        f"labels (or label) in it or beside it, not {_form(batch)}: give the DataLoader a collate_fn, "
-                        'which for texts makes {"input_ids": ..., "attention_mask": ..., "labels": ...}'
-                    )
+            inputs, target = _read(batch)
             rows = _features(run, inputs, pick)
-            try:
-                target = torch.as_tensor(labels).to("cpu", copy=True)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise TypeError(f"labels must be a tensor or a list of numbers, not {_form(labels)}") from error
             if not rows.ndim or rows.shape[:1] != target.shape[:1]:
                 shapes = f"features {tuple(rows.shape)} and labels {tuple(target.shape)}"
                 raise ValueError(f"every row of features needs one label, but the shapes are: {shapes}")
@@ -138,9 +122,8 @@ def cache_features(backbone: nn.Module, loader: Iterable, pick: Callable[[Any], 
                 check()
                 # Not to the bit: scatter_add and others on a GPU add in any order.
                 near = max(1e-4, 4 * torch.finfo(rows.dtype).eps) if rows.is_floating_point() else 0
-                if again.shape != rows.shape or not torch.allclose(
-                    again.double(), rows.double(), near, near / 10, True
-                ):
+                same = again.shape == rows.shape
+                if not (same and torch.allclose(again.double(), rows.double(), near, near / 10, True)):
                     raise ValueError(
                         "the first batch, run twice in eval mode, gave two different features: "
                         f"{_unsteady(run, inputs, pick)} draws at random in eval mode too, or remembers what it saw"
@@ -160,25 +143,39 @@ def cache_features(backbone: nn.Module, loader: Iterable, pick: Callable[[Any], 
         return TensorDataset(torch.cat(features)[kept], torch.cat(targets)[kept])
 
 
+def _read(batch: Any) -> tuple[Any, Tensor]:
+    """The inputs in a batch, and a copy of its labels."""
+    inputs: Any = None
+    match batch:
+        case {"labels": labels, **inputs} | {"label": labels, **inputs} | [inputs, labels]:
+            pass
+    if not isinstance(inputs, Tensor | Mapping):
+        raise TypeError(
+            "a batch must be a pair (tensor of inputs, labels), or a mapping that goes in as keywords, its labels (or "
+            f"label) in it or beside it, not {_form(batch)}: give the DataLoader a collate_fn, which for texts makes "
+            '{"input_ids": ..., "attention_mask": ..., "labels": ...}'
+        )
+    try:
+        return inputs, torch.as_tensor(labels).to("cpu", copy=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"labels must be a tensor or a list of numbers, not {_form(labels)}") from error
+
+
 def _features(run: nn.Module, inputs: Any, pick: Callable[[Any], Tensor] | None) -> Tensor:
     own = [*run.parameters(), *run.buffers()]
     device = own[0].device if own else "cpu"
     # Copies, because forward may write to its inputs.
-    given = {
-        key: value.to(device, copy=True) if isinstance(value, Tensor) else value
-        for key, value in (inputs if isinstance(inputs, Mapping) else {"": inputs}).items()
-    }
+    keywords = inputs if isinstance(inputs, Mapping) else {"": inputs}
+    given = {key: part.to(device, copy=True) if isinstance(part, Tensor) else part for key, part in keywords.items()}
     try:
-        output = run(**given) if isinstance(inputs, Mapping) else run(given[""])
+        output = run(**given) if keywords is inputs else run(given[""])
     except RuntimeError as error:
-        floats = [
-            [t.dtype for t in ts if isinstance(t, Tensor) and t.is_floating_point()] for ts in (own, given.values())
-        ]
-        if not all(floats) or floats[0][0] == floats[1][0]:
+        ours, theirs = _float_type(own), _float_type(given.values())
+        if None in (ours, theirs) or ours == theirs:
             raise
         raise TypeError(
-            f"the backbone is {floats[0][0]} and failed on inputs that are {floats[1][0]}: give it "
-            f"inputs.to({floats[0][0]}), or change it with backbone.to({floats[1][0]})"
+            f"the backbone is {ours} and failed on inputs that are {theirs}: give it inputs.to({ours}), or change it "
+            f"with backbone.to({theirs})"
         ) from error
     first = next((part for part in _parts(output).values() if isinstance(part, Tensor)), output)
     found = pick(output) if pick else first
@@ -187,6 +184,10 @@ def _features(run: nn.Module, inputs: Any, pick: Callable[[Any], Tensor] | None)
         raise TypeError(f"{whose} gave no tensor but {_form(found)}: pick=... takes the features from the output")
     # A copy, because a slice would keep all that it is a slice of.
     return found.to("cpu", copy=True)
+
+
+def _float_type(values: Iterable[Any]) -> torch.dtype | None:
+    return next((value.dtype for value in values if isinstance(value, Tensor) and value.is_floating_point()), None)
 
 
 def _parts(value: Any) -> dict[Any, Any]:
@@ -210,9 +211,8 @@ def _as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
     numpy = sys.modules.get("numpy")
     drawn = random.getstate(), numpy and numpy.random.get_state()
     before: dict[tuple[str, int], Tensor] = {}
-    modes = {module: module.training for module in model.modules()}
-    # Those of freeze() would remember which mode is asked for here.
-    stand_ins = {module: vars(module).pop("train") for module in modes if "train" in vars(module)}
+    # Without the stand-ins of freeze(), which would remember which mode is asked for here.
+    modes = {module: (module.training, vars(module).pop("train", None)) for module in model.modules()}
 
     def moved() -> dict[tuple[str, int], Tensor]:
         return {key: now for key, now in _entries(model).items() if not _begins_with(now, before.get(key, now))}
@@ -238,13 +238,13 @@ def _as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
         random.setstate(drawn[0])
         if numpy:
             numpy.random.set_state(drawn[1])
-        for module, mode in modes.items():  # parents before what is in them
+        for module, (mode, _) in modes.items():  # parents before what is in them
             if type(module).train is not nn.Module.train:  # such as that of torchvision's extractors, with two graphs
                 module.train(mode)
-        for module, mode in modes.items():
+        for module, (mode, stand_in) in modes.items():
             module.training = mode
-        for module, stand_in in stand_ins.items():
-            vars(module)["train"] = stand_in
+            if stand_in is not None:
+                vars(module)["train"] = stand_in
 
 
 def _entries(model: nn.Module) -> dict[tuple[str, int], Tensor]:
@@ -266,15 +266,14 @@ def _unsteady(run: nn.Module, inputs: Any, pick: Callable[[Any], Tensor] | None)
         groups = [[part for part in (value, *_parts(value).values()) if isinstance(part, Tensor)] for value in values]
         seen.append((module, *(str([tensor.double().sum().item() for tensor in group]) for group in groups)))
 
-    passes = []
-    for _ in range(2):
-        seen: list[tuple[Any, ...]] = []
-        with register_module_forward_hook(note, with_kwargs=True):
-            _features(run, inputs, pick)
-        passes.append(seen)
+    seen: list[tuple[Any, ...]] = []
+    with register_module_forward_hook(note, with_kwargs=True):
+        _features(run, inputs, pick)
+        first = len(seen)
+        _features(run, inputs, pick)
     # A module comes after those inside it, with the sums of its arguments, its keywords and its output.
-    differs = [one[0] for one, two in zip(*passes, strict=False) if one[:3] == two[:3] and one[3] != two[3]]
-    found = differs[0] if differs else run
+    passes = zip(seen[:first], seen[first:], strict=False)
+    found = next((one[0] for one, two in passes if one[:3] == two[:3] and one[3] != two[3]), run)
     name = next((name for name, module in run.named_modules() if module is found), "")
     return f"{name or 'its forward'} ({type(found).__name__})"
 

@@ -383,10 +383,8 @@ def _fixed_in_train_mode(module: nn.Module, frozen: dict[str, bool], parts: list
             # Of torchvision's extractor, which has a graph for each mode, the one that it will use.
             graph = getattr(part, "eval_graph" if frozen[name] else "train_graph", part.graph)
             training = list(filter(node_trains, graph.nodes))
-            read = [
-                str(source.target) for node in training for source in node.all_input_nodes if source.op == "get_attr"
-            ]
-            owners = {part.get_submodule(target.rpartition(".")[0]) for target in read}
+            read = [source for node in training for source in node.all_input_nodes if source.op == "get_attr"]
+            owners = {part.get_submodule(str(source.target).rpartition(".")[0]) for source in read}
             fixed = bool(training) and not inside.isdisjoint({part, *owners})
         if fixed:
             return repr(name) if name else "the model"
