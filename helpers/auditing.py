@@ -60,8 +60,13 @@ class Findings(list[Finding]):
     def _repr_html_(self) -> str:
         head = ("rule", "name", "message", "remedy")
         rows = [head, *((f.page, f.name, f.message, f.remedy) for f in self)] if self else [("no findings",)]
-        cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
-        return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+        # Notebooks align every cell to the right unless it says otherwise.
+        tags = [("th scope=col" if self else "td") if row is rows[0] else "td" for row in rows]
+        lines = (
+            "".join(f"<{tag} style='text-align: left'>{html.escape(cell)}</{tag[:2]}>" for cell in row)
+            for tag, row in zip(tags, rows, strict=True)
+        )
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def audit(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = None) -> list[Finding]:

@@ -1206,6 +1206,9 @@ def test_the_model_itself_is_called_so():
     ]
 
 
+LEFT = "style='text-align: left'"
+
+
 def test_findings_are_a_list_that_shows_itself():
     model = net(nn.BatchNorm1d(2), frozen=True)
     model[0].register_module("<norm>", nn.BatchNorm1d(2).requires_grad_(False))
@@ -1218,10 +1221,10 @@ def test_findings_are_a_list_that_shows_itself():
     ]
     assert findings._repr_html_().count("<tr>") == 2 and "0.&lt;norm&gt;" in findings._repr_html_()
     assert Findings([Finding("rule", "0", "<", "&")])._repr_html_() == (
-        "<table><tr><td>rule</td><td>name</td><td>message</td><td>remedy</td></tr>"
-        "<tr><td>Rule rule</td><td>0</td><td>&lt;</td><td>&amp;</td></tr></table>"
+        f"<table><tr>{''.join(f'<th scope=col {LEFT}>{title}</th>' for title in ('rule', 'name', 'message', 'remedy'))}"
+        f"</tr><tr>{''.join(f'<td {LEFT}>{cell}</td>' for cell in ('Rule rule', '0', '&lt;', '&amp;'))}</tr></table>"
     )
-    assert Findings()._repr_html_() == "<table><tr><td>no findings</td></tr></table>"
+    assert Findings()._repr_html_() == f"<table><tr><td {LEFT}>no findings</td></tr></table>"
     assert audit(nn.Linear(2, 1)) == [] and str(audit(nn.Linear(2, 1))) == "no findings"
 
 
