@@ -58,15 +58,15 @@ class Findings(list[Finding]):
         return "\n".join(map(str, self)) or "no findings"
 
     def _repr_html_(self) -> str:
-        head = ("rule", "name", "message", "remedy")
-        rows = [head, *((f.page, f.name, f.message, f.remedy) for f in self)] if self else [("no findings",)]
-        # Notebooks align every cell to the right unless it says otherwise.
-        tags = [("th scope=col" if self else "td") if row is rows[0] else "td" for row in rows]
-        lines = (
-            "".join(f"<{tag} style='text-align: left'>{html.escape(cell)}</{tag[:2]}>" for cell in row)
-            for tag, row in zip(tags, rows, strict=True)
+        def line(tag: str, cells: Iterable[str]) -> str:
+            # Notebooks align every cell to the right unless it says otherwise.
+            return "".join(f"<{tag} style='text-align: left'>{html.escape(cell)}</{tag[:2]}>" for cell in cells)
+
+        lines = [line("th scope=col", ("rule", "name", "message", "remedy"))]
+        lines += [line("td", (found.page, found.name, found.message, found.remedy)) for found in self]
+        return (
+            f"<table>{''.join(f'<tr>{one}</tr>' for one in (lines if self else [line('td', ['no findings'])]))}</table>"
         )
-        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def audit(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = None) -> list[Finding]:
