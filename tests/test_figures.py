@@ -1,11 +1,14 @@
 """A figure's words: all that it shows, and nothing that changes with the version that draws it."""
 
+import re
+
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
-from helpers.lessons.figures import describe, show
+from helpers.lessons.figures import _Table, describe, show, table
 
 matplotlib.use("Agg")
 
@@ -105,3 +108,29 @@ def test_show_prints_the_words_and_closes_the_figure(capsys):
     show(figure)
     assert "Figure with 1 panel." in capsys.readouterr().out
     assert not plt.fignum_exists(figure.number)
+
+
+ROWS = {"a < b": {"moves": True, "size": 1234}, "c": {"moves": False, "size": 0.12345, "why": "raises"}}
+
+
+def test_a_table_is_told_in_text(capsys):
+    table(ROWS, "name")
+    assert capsys.readouterr().out.splitlines() == [
+        "name   moves   size  why",
+        "a < b  yes    1,234",
+        "c      no     0.123  raises",
+    ]
+
+
+def test_a_table_is_shown_in_words_and_colors():
+    seen = _Table(ROWS, "name")._repr_html_()
+    looks = {word: style for style, word in re.findall(r"<td style='([^']*)'>([^<]+)</td>", seen)}
+    assert "background" in looks["yes"] and "background" in looks["raises"] and "background" not in looks["no"]
+    assert "text-align: right" in looks["1,234"] and "text-align: left" in looks["yes"]
+    assert "<th scope=row style='text-align: left; vertical-align: top'>a &lt; b</th>" in seen
+    assert seen.count("<th scope=col") == 4 and "<style" not in seen
+
+
+def test_values_of_numpy_and_torch_do_in_a_table(capsys):
+    table({"a": {"b": np.True_, "c": np.float32(0.5), "d": torch.tensor(False), "e": np.int64(7)}})
+    assert capsys.readouterr().out.splitlines()[1].split() == ["a", "yes", "0.5", "no", "7"]

@@ -1,11 +1,13 @@
-"""Pictures that carry words: what a figure shows, computed from the figure, to be compared and to be read.
+"""Pictures and tables that carry words: what a figure shows, computed from it, to be compared and to be read.
 
 A picture's bytes change with every version of matplotlib; its words do not. They also tell the figure to a reader who
 cannot see it.
 """
 
 import base64
+import html
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +39,82 @@ def show(figure: "Figure") -> None:
     words = describe(figure)
     display({"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": words}, raw=True)
     print(words)
+
+
+def table(rows: Mapping[str, Mapping[str, bool | float | str]], corner: str = "") -> None:
+    """Display what is so and what is not as a table: ``rows`` has the columns of each row, by its name.
+
+    In a notebook yes and no have colors, too; the text beside it is this one. ``corner`` stands above the rows' names.
+
+    >>> table({"weight": {"trainable": True, "numbers": 1024}, "mask": {"trainable": False, "numbers": 8}}, "name")
+    name    trainable  numbers
+    weight  yes          1,024
+    mask    no               8
+
+    A float is told to 3 digits, a row without one of the columns has a gap there, and ``"raises"`` has a color.
+    """
+    from IPython.display import display
+
+    display(_Table(rows, corner))
+
+
+class _Table:
+    _LOOKS: Mapping[bool | str, str] = {
+        # Tints, so that the page's own colors, dark or light, show through.
+        True: "background: rgba(0, 160, 80, 0.25); font-weight: bold",
+        False: "opacity: 0.75",
+        "raises": "background: rgba(230, 110, 0, 0.25); font-weight: bold",
+    }
+
+    def __init__(self, rows: Mapping[str, Mapping[str, bool | float | str]], corner: str) -> None:
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        self._head = [corner, *columns]
+        self._rows = [[name, *(_python(row.get(column, "")) for column in columns)] for name, row in rows.items()]
+
+    def __repr__(self) -> str:
+        lines = [self._head, *([_cell(value) for value in row] for row in self._rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        # A number ends where its column does, as does the title above numbers.
+        ends = [self._ends(number) for number in range(len(widths))]
+        told = [
+            [
+                cell.rjust(width) if end else cell.ljust(width)
+                for cell, width, end in zip(line, widths, ends, strict=True)
+            ]
+            for line in lines
+        ]
+        return "\n".join("  ".join(line).rstrip() for line in told)
+
+    def _repr_html_(self) -> str:
+        def line(cells: list[Any], tags: list[str]) -> str:
+            parts = []
+            for number, (cell, tag) in enumerate(zip(cells, tags, strict=True)):
+                # Notebooks align every cell to the right unless it says otherwise.
+                style = f"text-align: {'right' if self._ends(number) else 'left'}; vertical-align: top"
+                if tag == "td" and (look := self._LOOKS.get(cell) if isinstance(cell, bool | str) else None):
+                    style += f"; {look}"
+                parts.append(f"<{tag} style='{style}'>{html.escape(_cell(cell))}</{tag[:2]}>")
+            return f"<tr>{''.join(parts)}</tr>"
+
+        others = len(self._head) - 1
+        head = line(self._head, ["th scope=col" if self._head[0] else "td", *["th scope=col"] * others])
+        body = "".join(line(row, ["th scope=row", *["td"] * others]) for row in self._rows)
+        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+
+    def _ends(self, number: int) -> bool:
+        """Whether a column has numbers."""
+        return any(isinstance(row[number], int | float) and not isinstance(row[number], bool) for row in self._rows)
+
+
+def _python(value: Any) -> Any:
+    """A number of NumPy or torch as Python's."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+def _cell(value: bool | float | str) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if isinstance(value, float) else str(value)
 
 
 def describe(figure: "Figure") -> str:
