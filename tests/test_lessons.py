@@ -24,6 +24,11 @@ def test_a_lesson_keeps_the_rules(path):
     assert lessons.faults(path) == []
 
 
+@pytest.mark.parametrize("path", list(filter(lessons.is_lesson, lessons.paths())), ids=lambda path: path.stem)
+def test_a_lesson_has_the_form_of_one_or_is_listed(path):
+    assert bool(lessons.form_faults(path)) == (path.stem in lessons.NOT_IN_FORM), lessons.form_faults(path)
+
+
 def test_there_are_lessons_and_what_jupyter_keeps_beside_them_is_none(tmp_path, monkeypatch):
     assert lessons.paths()
     monkeypatch.setattr(lessons, "FOLDER", tmp_path)
@@ -145,6 +150,12 @@ FAULTS = {
     "13 lines": (1, edit(1, source="\n".join(["print(2)"] * 13)), "13 lines, more than 12"),
     "89 characters": (1, edit(1, source="#" * 89), "a line of 89 characters, more than 88"),
     "cell metadata": (1, edit(1, metadata={"collapsed": True}), "metadata that a save drops: collapsed"),
+    "tag that folds on the site only": (
+        1,
+        edit(1, metadata={"tags": ["hide-output"]}),
+        "the tag has no jupyter beside",
+    ),
+    "fold without its tag": (1, edit(1, metadata={"jupyter": {"outputs_hidden": True}}), "a save drops: jupyter"),
     "timing metadata": (1, edit(1, metadata={"execution": {"iopub.execute_input": "now"}}), "a save drops: execution"),
     "output metadata": (
         3,

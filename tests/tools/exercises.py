@@ -72,18 +72,14 @@ def every() -> dict[str, Answers]:
 
 
 def told(lesson: str, exercise: str, given: Any) -> tuple[str, str]:
-    """How the answer stands, and the sentence, as one line."""
-    check = importlib.import_module(f"helpers.lessons.exercises.{lesson}").check
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        check(exercise, given)
-    first, _, sentence = printed.getvalue().partition("\n")
-    return first.removeprefix(f"{exercise}: "), " ".join(sentence.split())
+    """How the answer stands, and the sentence."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return importlib.import_module(f"helpers.lessons.exercises.{lesson}").lesson.judged(exercise, given)
 
 
-def notebook(lesson: str, folder: Path = lessons.FOLDER) -> Path:
+def notebook(lesson: str) -> Path:
     """The notebook of a lesson, ``01_requires_grad.ipynb`` for ``requires_grad``."""
-    (path,) = folder.glob(f"[0-9][0-9]_{lesson}.ipynb")
+    (path,) = lessons.FOLDER.glob(f"[0-9][0-9]_{lesson}.ipynb")
     return path
 
 

@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -35,6 +36,17 @@ UNSTABLE = {
     "a progress bar": re.compile(r"\r|\d%\|"),
     "more than 4 decimals": re.compile(r"\d\.\d{5,}"),
 }
+FOLDED = {"hide-output": ("outputs_hidden",), "hide-cell": ("outputs_hidden", "source_hidden")}
+"""What folds in JupyterLab where a tag folds it on the site."""
+NOT_IN_FORM = {
+    "01_requires_grad", "02_no_grad", "03_parameters", "04_state_dict", "05_optimizers", "06_finetune_last_layer",
+    "07_unfreeze_step_by_step", "08_past_one_machine",
+}  # fmt: skip
+"""Lessons that do not have the form of one yet: see `form_faults`."""
+AFTER = "<details>\n<summary>After your guess</summary>\n\n"
+PREDICTS = re.compile(r"^predict\(", re.M)
+MINUTES = re.compile(r"About (\d+) minutes: (\d+) to read and run, (\d+) for the exercises")
+EFFORT = re.compile(r"^# difficulty [1-5] of 5, importance [1-5] of 5, about (\d+) minutes?$", re.M)
 IMAGE = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<src>[^)\s]*)[^)]*\)|<img\b(?P<tag>[^>]*)>", re.IGNORECASE)
 
 
@@ -42,6 +54,16 @@ def paths() -> list[Path]:
     """The lessons and their solutions; what Jupyter keeps beside them, in folders with a dot, is none."""
     found = FOLDER.rglob("*.ipynb")
     return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(FOLDER).parts))
+
+
+def lesson_of(solution: Path) -> Path:
+    """The lesson that a notebook of solutions belongs to: 01_requires_grad.ipynb for 01_solutions.ipynb."""
+    (path,) = solution.parent.parent.glob(f"{solution.name[:3]}*.ipynb")
+    return path
+
+
+def solution_of(lesson: Path) -> Path:
+    return lesson.parent / "solutions" / f"{lesson.name[:2]}_solutions.ipynb"
 
 
 def anchor(heading: str) -> str:
@@ -59,13 +81,19 @@ def canonical(notebook: dict) -> dict:
             taken[cell.get("id")] -= 1
             cell["id"] = _new_id(cell, taken)
             taken[cell["id"]] += 1
-        cell["metadata"] = {"tags": cell["metadata"]["tags"]} if cell["metadata"].get("tags") else {}
+        cell["metadata"] = _metadata(cell["metadata"].get("tags"))
         for output in cell.get("outputs", []):
             if "metadata" in output:
                 output["metadata"] = {}
             if output["output_type"] == "error":
                 output["traceback"] = [f"{output['ename']}: {output['evalue']}"]
     return notebook
+
+
+def _metadata(tags: list[str] | None) -> dict:
+    """What is kept of a cell's metadata: its tags, which the site reads, and what JupyterLab reads in place of them."""
+    folded = {key: True for tag in tags or [] for key in FOLDED.get(tag, ())}
+    return {**({"jupyter": folded} if folded else {}), **({"tags": tags} if tags else {})}
 
 
 def _new_id(cell: dict, taken: Counter) -> str:
@@ -93,7 +121,7 @@ def save(path: Path) -> None:
     """Re-execute the notebook and write it, whole or not at all: an error without the tag leaves the file as it was."""
     notebook = canonical(read(path))
     if path.parent.name == "solutions":  # an exercise is stated in its lesson only
-        lesson = {cell["id"]: cell["source"] for cell in read(path.parent.parent / path.name)["cells"]}
+        lesson = {cell["id"]: cell["source"] for cell in read(lesson_of(path))["cells"]}
         for cell in notebook["cells"]:
             if cell["id"].startswith("exercise-"):
                 cell["source"] = lesson.get(cell["id"], cell["source"])
@@ -148,6 +176,57 @@ def faults(path: Path) -> list[str]:
     return found
 
 
+def form_faults(path: Path) -> list[str]:
+    """Where a lesson lacks the form of one: answers that wait, ways on from its end, and a length that can be read."""
+    cells = read(path)["cells"]
+    names = {cell.get("id"): cell for cell in cells}
+    found = []
+    for cell, after in pairwise([*cells, {"source": ""}]):
+        if PREDICTS.search(cell["source"]) and cell["cell_type"] == "code":
+            outputs = cell["outputs"] or [{}]
+            first = outputs[0].get("data", {}).get("text/plain", "") or outputs[0].get("text", "")
+            for wrong, what in (
+                ("hide-output" not in cell["metadata"].get("tags", []), "a prediction without the tag hide-output"),
+                (not first.startswith("○ not attempted"), "a prediction that prints something before predict(...)"),
+                (not after["source"].startswith(AFTER), "what follows a prediction is not folded: After your guess"),
+            ):
+                found += [f"{path.name}, cell {cell['id']!r}: {what}"] if wrong else []
+    answers = solution_of(path).name
+    for name in (id.removeprefix("exercise-") for id in names if id and id.startswith("exercise-")):
+        if f"solutions/{answers}#" not in names.get(f"see-{name}", {"source": ""})["source"]:
+            found.append(f"{path.name}: no cell 'see-{name}' leads from the exercise to its answer")
+    onward = names.get("onward", {"source": ""})["source"]
+    if cells[-1].get("id") != "onward" or any(f"({to}" not in onward for to in ("START.md", "INDEX.md", "solutions/")):
+        found.append(f"{path.name}: the last cell 'onward' leads to the start page, the index and the solutions")
+    if "Clear Outputs" in "".join(cell["source"] for cell in cells):
+        found.append(f"{path.name}: advises to clear outputs")
+    read_minutes, count = reading(cells)
+    stated = MINUTES.search(cells[0]["source"])
+    effort = sum(int(minutes) for cell in cells for minutes in EFFORT.findall(cell["source"]))
+    due = 5 * -(-read_minutes // 5)
+    if not stated or tuple(map(int, stated.groups())) != (due + effort, due, effort):
+        found.append(
+            f"{path.name}: the title is to say: About {due + effort:.0f} minutes: {due:.0f} to read and run, {effort} "
+            "for the exercises."
+        )
+    if read_minutes > 45 or not 25 <= count <= 45:
+        found.append(f"{path.name}: {read_minutes:.0f} minutes and {count} cells; at most 45, and 25 to 45")
+    return found
+
+
+def reading(cells: list[dict]) -> tuple[float, int]:
+    """Minutes to read the parts of a lesson, at 150 words a minute and 6 seconds a line of code, and their cells.
+
+    Exercises, what is looked up, and what is folded until a guess is made are not counted.
+    """
+    headings = [cell["source"].startswith("## Exercises") for cell in cells]
+    parts = [cell for cell in cells[: headings.index(True) if any(headings) else None]]
+    parts = [cell for cell in parts if not cell["source"].startswith(AFTER)]
+    words = sum(len(cell["source"].split()) for cell in parts if cell["cell_type"] == "markdown")
+    lines = sum(len(cell["source"].splitlines()) for cell in parts if cell["cell_type"] == "code")
+    return words / 150 + lines / 10, len(parts)
+
+
 def _cell_faults(cell: dict, ids: Counter):
     if "id" not in cell:
         yield "the id is missing"
@@ -155,8 +234,11 @@ def _cell_faults(cell: dict, ids: Counter):
         yield "the id is there twice"
     elif not READABLE_ID.fullmatch(cell["id"]):
         yield "the id is not a readable one; 'make save' gives one"
-    if dropped := [key for key in cell["metadata"] if key != "tags"]:
+    kept = _metadata(cell["metadata"].get("tags"))
+    if dropped := [key for key, value in cell["metadata"].items() if kept.get(key) != value]:
         yield f"metadata that a save drops: {', '.join(dropped)}"
+    elif missing := kept.keys() - cell["metadata"].keys():
+        yield f"the tag has no {', '.join(missing)} beside it; 'make save' writes it"
     outputs = cell.get("outputs", [])
     html = [output.get("data", {}).get("text/html", "") for output in outputs]
     for match in IMAGE.finditer("\n".join([cell["source"] if cell["cell_type"] == "markdown" else "", *html])):
@@ -225,6 +307,10 @@ def _attribute(tag: str, name: str) -> str:
     return next((group for group in match.groups() if group), "") if match else ""
 
 
+def is_lesson(path: Path) -> bool:
+    return bool(re.match(r"\d\d_", path.name)) and path.parent.name != "solutions"
+
+
 def main(names: list[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     bad = []
@@ -232,7 +318,7 @@ def main(names: list[str]) -> int:
         try:
             save(path)
             print(f"saved {path.name}")
-            bad += faults(path)
+            bad += faults(path) + (form_faults(path) if is_lesson(path) else [])
         except (OSError, ValueError, CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             bad.append(f"{path.name}: left as it is: {error}")
     print(*bad, sep="\n", end="\n" if bad else "")

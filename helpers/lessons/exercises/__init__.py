@@ -1,42 +1,57 @@
 """What answers to the exercises and predictions of the lessons show: right, or the misconception behind them.
 
-Each lesson has a module of its own here, which gives its notebook ``check``, ``predict`` and ``progress``. A new check
-is a function that looks at an answer's behavior and raises `NotYet` with a sentence for the learner:
+Each lesson has a module of its own here, which gives its notebook ``check``, ``predict`` and ``progress``. What a check
+measures is code; what a learner reads is data beside it, in a TOML file of the same name. A check is a function that
+looks at an answer's behavior and refuses it with one of those sentences:
 
->>> lesson = Lesson()
->>> @lesson.exercise("double", follows="Every result below follows from it.")
+>>> sentences = '''
+... [exercises.double]
+... title = "Twice as much"
+... follows = "Every result below follows from it."
+... [exercises.double.says]
+... square = "That is the square: both agree for 2, not for 3."
+... other = "For 3 it gives {got}."
+... '''
+>>> lesson = Lesson("numbers", tomllib.loads(sentences))
+>>> @lesson.exercise("double")
 ... def double(answer):
 ...     got = run(answer, 3)
 ...     if got == 9:
-...         raise NotYet("That is the square: both agree for 2, not for 3.")
+...         raise lesson.not_yet("square")
 ...     if got != 6:
-...         raise NotYet(f"For 3 it gives {got!r}.")
+...         raise lesson.not_yet("other", got=got)
 >>> def answer(number):
 ...     raise NotImplementedError
 >>> lesson.check("double", answer)
-double: not attempted
+○ not attempted: Twice as much
 >>> lesson.check("double", lambda number: number**2)
-double: not yet
+✗ not yet: Twice as much
 That is the square: both agree for 2, not for 3.
 >>> lesson.check("double", lambda number: number + number)
-double: right
+✓ right: Twice as much
 Every result below follows from it.
 >>> lesson.progress()
 1 of 1 right
 """
 
 import difflib
+import html
 import inspect
+import sys
 import textwrap
+import tomllib
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 RAISES = "raises"
 """What a table says of a line that raises an error."""
+MARKS = {"right": "✓", "not yet": "✗", "not attempted": "○"}
+COLORS = {"right": "#2da44e", "not yet": "#e8912d", "not attempted": "#8c959f"}
 
 
 class NotYet(Exception):
@@ -47,20 +62,37 @@ class NotAttempted(Exception):
     """There is no answer yet."""
 
 
-class Lesson:
-    """The exercises and predictions of one lesson, and how they stand in the running kernel."""
+class Verdict(NamedTuple):
+    """How an answer stands, one of `MARKS`, and a sentence on why, or on what follows."""
 
-    def __init__(self) -> None:
+    standing: str
+    sentence: str
+
+
+class Lesson:
+    """The exercises and predictions of one lesson, and how they stand in the running kernel.
+
+    ``sentences`` are those of the TOML file of that name here.
+    """
+
+    def __init__(self, name: str = "", sentences: Mapping[str, Any] | None = None) -> None:
+        if name and sentences is None:
+            sentences = tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text("utf-8"))
+        self.name, self.sentences = name, sentences or {}
         self.exercises: dict[str, tuple[Callable[[Any], None], str]] = {}
         self.predictions: dict[str, dict[Any, str]] = {}
         self._otherwise: dict[str, str] = {}
         self._standing: dict[str, str] = {}
+        self._examined = ""
+        for prediction, told in self.sentences.get("predictions", {}).items():
+            beliefs = {_plain(belief["guess"]): belief["says"] for belief in told["beliefs"]}
+            self.prediction(prediction, beliefs, told.get("otherwise", ""))
 
-    def exercise(self, name: str, follows: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-        """Make a function the check of exercise ``name``; ``follows`` is what a learner with a right answer reads."""
+    def exercise(self, name: str, follows: str = "") -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+        """Make a function the check of exercise ``name``, which the sentences know."""
 
         def register(examine: Callable[[Any], None]) -> Callable[[Any], None]:
-            self.exercises[name] = examine, follows
+            self.exercises[name] = examine, follows or self.sentences["exercises"][name]["follows"]
             return examine
 
         return register
@@ -73,19 +105,45 @@ class Lesson:
         self.predictions[name] = {_plain(guess): belief for guess, belief in beliefs.items()}
         self._otherwise[name] = otherwise
 
+    def not_yet(self, key: str, **values: Any) -> NotYet:
+        """The refusal with the sentence ``key`` of the exercise that is being checked, or of the lesson."""
+        exercise = self.sentences.get("exercises", {}).get(self._examined, {})
+        says = {**self.sentences.get("says", {}), **exercise.get("says", {})}
+        return NotYet(says[key].format(**values))
+
+    def beliefs(self, name: str) -> dict[tuple[str, Any], str]:
+        """What a wrong value in a row of the table of exercise ``name`` shows."""
+        told = self.sentences["exercises"][name].get("beliefs", [])
+        return {(belief["row"], _plain(belief["value"])): belief["says"] for belief in told}
+
+    def title(self, name: str) -> str:
+        """The heading of an exercise, or what a prediction is about."""
+        kinds = ("exercises", "predictions")
+        titles = [self.sentences.get(kind, {}).get(name, {}).get("title") for kind in kinds]
+        return next(filter(None, titles), name.replace("-", " "))
+
     def check(self, name: str, answer: Any) -> None:
-        """Print in a line how the answer to exercise ``name`` stands, and in a sentence why, or what follows.
+        """Show how the answer to exercise ``name`` stands, and why, or what follows.
 
         Random state and gradient mode stay as they are, and an answer that is an object is left as it is. Raises
         ValueError for a name that no exercise has.
         """
+        self._tell(name, self.judged(name, answer))
+
+    def judged(self, name: str, answer: Any) -> Verdict:
+        """What `check` shows."""
         examine, follows = _find(self.exercises, name)
-        self._tell(name, lambda: examine(answer), follows)
+        self._examined = name
+        return _verdict(lambda: examine(answer), follows)
 
     def predict(self, name: str, guess: Any, seen: Any) -> None:
-        """Print whether ``guess`` is what was ``seen``, and the belief behind it if it is not. Of a dict the values."""
+        """Show whether ``guess`` is what was ``seen``, and the belief behind it if it is not. Of a dict the values."""
+        self._tell(name, self.guessed(name, guess, seen))
+
+    def guessed(self, name: str, guess: Any, seen: Any) -> Verdict:
+        """What `predict` shows."""
         beliefs = _find(self.predictions, name)
-        seen = list(seen.values()) if isinstance(seen, dict) else seen
+        seen = _plain(list(seen.values()) if isinstance(seen, dict) else seen)
 
         def examine() -> None:
             parts = guess if isinstance(guess, list | tuple) else [guess]
@@ -94,47 +152,64 @@ class Lesson:
             if any(part is ... for part in parts):
                 raise NotYet("A part of it is still to fill in.")
             try:
-                given = _plain(guess)
+                given = _as(seen, _plain(guess))
             except TypeError:
-                raise NotYet(f"A guess has the form of {seen!r}; yours is {kind(guess)}.") from None
+                raise NotYet(f"A guess here is {_form(seen)}; yours is {kind(guess)}.") from None
             belief = next((told for wrong, told in beliefs.items() if wrong == given and _alike(wrong, given)), None)
-            if not belief and not _alike(given, _plain(seen)):
-                raise NotYet(f"Your guess {guess!r} has not the form of what was seen: {seen!r}.")
-            if belief or given != _plain(seen):
+            if not belief and not _alike(given, seen):
+                raise NotYet(f"A guess here is {_form(seen)}; yours is {_told(guess)}.")
+            if belief or given != seen:
                 why = belief or self._otherwise[name]
-                raise NotYet(f"You said {guess!r}, the run says {seen!r}. {why}".strip())
+                raise NotYet(f"You said {_told(guess)}, the run says {_told(seen)}. {why}".strip())
 
-        self._tell(name, examine, "")
+        return _verdict(examine, "")
 
     def progress(self) -> None:
-        """Print how many exercises and predictions of the lesson are right. It is kept in this kernel only."""
-        names = [*self.predictions, *self.exercises]
-        standing = [self._standing.get(name, "not attempted") for name in names]
-        others = [f"{n} {how}" for how in ("not yet", "not attempted") if (n := standing.count(how))]
-        print(", ".join([f"{standing.count('right')} of {len(names)} right", *others]))
+        """Show how many exercises and predictions of the lesson are right, and which are not."""
+        standing = {name: self._standing.get(name, "not attempted") for name in (*self.predictions, *self.exercises)}
+        right = list(standing.values()).count("right")
+        print(f"{right} of {len(standing)} right")
+        for how in ("not yet", "not attempted"):
+            if names := [self.title(name) for name, stands in standing.items() if stands == how]:
+                print(textwrap.fill(f"{MARKS[how]} {how}: {', '.join(names)}", 88))
 
-    def _tell(self, name: str, examine: Callable[[], None], follows: str) -> None:
-        before = _settings()
-        try:
-            with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-                torch.manual_seed(0)
-                examine()
-            standing, sentence = "right", follows
-        except NotAttempted:
-            standing, sentence = "not attempted", ""
-        except NotYet as reason:
-            standing, sentence = "not yet", str(reason)
-        except Exception as error:  # an answer's own __eq__, forward or the like may raise anything
-            unwritten = isinstance(error, NotImplementedError) and not error.args
-            standing, sentence = "not yet", f"Looking at your answer raised {_short(error)}."
-            if unwritten:
-                standing, sentence = "not attempted", ""
-        finally:
-            _restore(before)
-        self._standing[name] = standing
-        print(f"{name}: {standing}")
-        if sentence:
-            print(textwrap.fill(sentence, 88))
+    def _tell(self, name: str, verdict: Verdict) -> None:
+        self._standing[name] = verdict.standing
+        _show(f"{MARKS[verdict.standing]} {verdict.standing}", self.title(name), verdict)
+
+
+def _verdict(examine: Callable[[], None], follows: str) -> Verdict:
+    before = _settings()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+            torch.manual_seed(0)
+            examine()
+        return Verdict("right", follows)
+    except NotAttempted:
+        return Verdict("not attempted", "")
+    except NotYet as reason:
+        return Verdict("not yet", str(reason))
+    except Exception as error:  # an answer's own __eq__, forward or the like may raise anything
+        if isinstance(error, NotImplementedError) and not error.args:
+            return Verdict("not attempted", "")
+        return Verdict("not yet", f"Looking at your answer raised {_short(error)}.")
+    finally:
+        _restore(before)
+
+
+def _show(mark: str, title: str, verdict: Verdict) -> None:
+    """Print the verdict; in a notebook, with air around it and a color."""
+    text = "\n".join([f"{mark}: {title}", *([textwrap.fill(verdict.sentence, 88)] if verdict.sentence else [])])
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if not hasattr(shell, "kernel"):
+        print(text)
+        return
+    from IPython.display import display
+
+    style = f"margin:.8em 0;padding:.3em .8em;border-left:.4em solid {COLORS[verdict.standing]};max-width:88ch"
+    told = f"<br>{html.escape(verdict.sentence, quote=False)}" if verdict.sentence else ""
+    shown = f'<div style="{style}"><strong>{mark}</strong>: {html.escape(title, quote=False)}{told}</div>'
+    display({"text/html": shown, "text/plain": text}, raw=True)
 
 
 def run(answer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -214,6 +289,7 @@ def table(answer: Any, seen: Mapping[str, Any], beliefs: Mapping[tuple[str, Any]
         raise NotAttempted
     if empty:
         raise NotYet(f"Still to fill in: {', '.join(map(repr, empty))}.")
+    answer = {row: _as(seen[row], value) for row, value in answer.items()}
     for row, value in answer.items():
         if not (_is_verdict(value) if _is_verdict(seen[row]) else _alike(value, seen[row])):
             verdicts = 'True, False or "raises" (quotes only there)' if RAISES in seen.values() else "True or False"
@@ -286,7 +362,27 @@ def _shown(value: Any) -> str:
 
 
 def _form(value: Any) -> str:
-    return "a number" if isinstance(value, int | float) else kind(value)
+    """What a guess has to look like, and nothing of what it is."""
+    if isinstance(value, tuple):
+        forms = list(map(_form, value))
+        if len(set(forms)) == 1 and len(forms) > 2:
+            return f"a list of {len(forms)}, each {forms[0]}"
+        return f"[{', '.join(forms)}]"
+    if isinstance(value, bool):
+        return "True or False"
+    return "a number" if isinstance(value, int | float) else "a word in quotes" if isinstance(value, str) else "None"
+
+
+def _as(seen: Any, given: Any) -> Any:
+    """``given`` with 0 and 1 as False and True where those are meant."""
+    if isinstance(seen, tuple) and isinstance(given, tuple) and len(seen) == len(given):
+        return tuple(map(_as, seen, given))
+    return bool(given) if _is_verdict(seen) and type(given) in (int, float) and given in (0, 1) else given
+
+
+def _told(value: Any) -> str:
+    """A guess, or what was seen, as one writes it."""
+    return f"[{', '.join(map(_told, value))}]" if isinstance(value, list | tuple) else repr(scalar(value))
 
 
 def _is_verdict(value: Any) -> bool:
