@@ -1,6 +1,7 @@
 """Settings of the site. Its pages are read where they are: the README, the notebooks, the docstrings of helpers."""
 
 import inspect
+import json
 import shutil
 import textwrap
 from pathlib import Path
@@ -9,11 +10,12 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 from helpers.auditing import RULES
+from tests.tools import lessons, matrix
 
 project = "Who gets a gradient?"
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
 root_doc = "README"
-include_patterns = ["README.md", "CONTRIBUTING.md", "docs/*", "docs/rules/*", "notebooks/**"]
+include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*", "docs/rules/*", "notebooks/**"]
 exclude_patterns = ["docs/contents.md", ".*", "**/.*", "build"]
 # Solutions repeat each exercise under the heading that it has in its lesson, where it is one level deeper.
 suppress_warnings = ["myst.header"]
@@ -31,7 +33,12 @@ html_theme_options = {
     "footer_content_items": [],
 }
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
-html_title = project
+html_title = "Lessons on PyTorch"
+myst_html_meta = {
+    "description lang=en": "Lessons that run, on how PyTorch decides what is differentiated, what is kept in memory "
+    "and what is trained: why a frozen network moves, and how to hold it.",
+}
+html_show_search_summary = False  # it would begin with the words of the menus
 html_favicon = "icon.svg"
 html_static_path = html_css_files = ["site.css"]
 html_use_index = html_domain_indices = False  # the search finds what they list
@@ -63,6 +70,24 @@ def append_contents(app, docname, source):
         source[0] += Path(app.confdir, "contents.md").read_text("utf-8")
 
 
+def say_when_it_was_run(app, docname, source):
+    """Below its title a lesson's page says when all outputs were last compared, and with which versions."""
+    path = lessons.FOLDER.parent / f"{docname}.ipynb"
+    if lessons.is_lesson(path) and path.exists():
+        date, (oldest, *_, newest) = matrix.last_run()
+        notebook = json.loads(source[0])
+        told = f"\n\n*All lessons were last verified on every supported version on {date}: torch {oldest} to {newest}.*"
+        notebook["cells"][0]["source"] = ["".join(notebook["cells"][0]["source"]), told]
+        source[0] = json.dumps(notebook)
+
+
+def leave_answers_out_of_the_search(app, doctree):
+    """Who looks for an error is to find the lesson that explains it, not the answer to an exercise on it."""
+    docname = app.env.docname
+    if docname.startswith("notebooks/solutions/") or docname in ("CONTRIBUTING", "CHANGELOG", "docs/exercises"):
+        app.env.metadata[docname]["nosearch"] = True
+
+
 def describe_pictures(app, doctree):
     """A picture's alternative text is the beginning of its words, which the notebook prints in full below it."""
     for bundle in doctree.findall(nodes.container):
@@ -83,5 +108,7 @@ def setup(app):
     app.add_directive("audit-rules", AuditRules)
     app.connect("builder-inited", write_rule_pages)
     app.connect("source-read", append_contents)
+    app.connect("source-read", say_when_it_was_run)
+    app.connect("doctree-read", leave_answers_out_of_the_search)
     app.connect("doctree-read", describe_pictures)
     app.connect("build-finished", name_start_page)

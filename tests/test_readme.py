@@ -1,5 +1,6 @@
 """What the README shows runs, and what it links to is there."""
 
+import datetime
 import doctest
 import re
 import runpy
@@ -9,7 +10,7 @@ from urllib.parse import quote
 from PIL import Image
 
 from conftest import differ
-from tests.tools import lessons
+from tests.tools import lessons, matrix
 
 README = Path(__file__).parent.parent / "README.md"
 LESSONS = [path for path in lessons.paths() if path.parent == lessons.FOLDER]
@@ -57,3 +58,17 @@ def test_its_picture_is_the_one_drawn_now_and_its_words_say_what_it_shows(tmp_pa
     for recipe in ("frozen_by_flags", "freeze"):
         names, changed = drawn["moved"](drawn[recipe])
         assert f"{len(changed)} of its {len(names)} entries" in words.replace("\n", " ")
+
+
+def test_a_run_of_the_whole_matrix_is_written_where_the_lessons_pages_read_it(tmp_path):
+    page = tmp_path / "CONTRIBUTING.md"
+    page.write_text((README.parent / "CONTRIBUTING.md").read_text("utf-8"), "utf-8")
+    head, line = "| environment | setting | Python | torch | matplotlib | tests | s |", "|---|---|---|---|---|---|---|"
+    rows = [f"| {name} | as it is | 3.11 | {version} | 3.10.0 | 9 passed | 1 |" for name, version in
+            (("newest", "2.14.1"), ("oldest", "2.9.1"))]  # fmt: skip
+    before = page.read_text("utf-8").split("<!-- matrix -->")
+    matrix.record([head, line, *rows], datetime.date(2031, 2, 3), page)
+    assert matrix.last_run(page) == ("2031-02-03", ["2.9.1", "2.14.1"])
+    after = page.read_text("utf-8").split("<!-- matrix -->")
+    assert (before[0], before[2]) == (after[0], after[2]) and rows[1] in after[1]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", matrix.last_run()[0]) and len(matrix.last_run()[1]) > 1

@@ -1,10 +1,12 @@
 """The same outputs everywhere: every notebook and every test of helpers, on the versions and settings we promise.
 
 ``python -m tests.tools.matrix [WORDS]`` (``make matrix``) runs those whose name contains all the words, and prints one
-table. Environments are made in build/matrix, about 7 GB each, and used again until pyproject.toml changes. A row that
-fails or cannot be run says so, and the others go on. What pytest printed is in build/matrix, a file for each row.
+table. A run of all of them that is green is written into CONTRIBUTING.md, with its date. Environments are made in
+build/matrix, about 7 GB each, and used again until pyproject.toml changes. A row that fails or cannot be run says so,
+and the others go on. What pytest printed is in build/matrix, a file for each row.
 """
 
+import datetime
 import os
 import re
 import shutil
@@ -93,15 +95,34 @@ def run(name: str, setting: str) -> list[str]:
     return [name, setting, *versions, ", ".join(told), f"{seconds:.0f}"]
 
 
+def record(table: list[str], today: datetime.date, page: Path = ROOT / "CONTRIBUTING.md") -> None:
+    """Put the table of the last run of everything in its place."""
+    before, _, after = page.read_text("utf-8").split("<!-- matrix -->\n")
+    now = "\n".join([f"Last run on {today}.", "", *table, ""])
+    page.write_text("<!-- matrix -->\n".join([before, now, after]), "utf-8")
+
+
+def last_run(page: Path = ROOT / "CONTRIBUTING.md") -> tuple[str, list[str]]:
+    """The date of the last run of everything, and the versions of torch that it was run on, oldest first."""
+    text = page.read_text("utf-8")
+    (date,) = re.findall(r"^Last run on (\d{4}-\d\d-\d\d)\.$", text, re.M)
+    versions = set(re.findall(r"^\|[^|]*\|[^|]*\|[^|]*\| (\d+\.\d+\.\d+) \|", text, re.M))
+    return date, sorted(versions, key=lambda version: tuple(map(int, version.split("."))))
+
+
 def main(words: list[str]) -> int:
     head = ["environment", "setting", "Python", "torch", "matplotlib", "tests", "s"]
-    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    print(*table, sep="\n")
     bad = False
     for name, setting in RUNS:
         if all(word in f"{name} {setting}" for word in words):
             row = run(name, setting)
             bad |= not re.fullmatch(r"\d+ passed(, \d+ skipped)?|skipped: .*", row[-2])
-            print("| " + " | ".join(row) + " |", flush=True)
+            table.append("| " + " | ".join(row) + " |")
+            print(table[-1], flush=True)
+    if not bad and not words:
+        record(table, datetime.date.today())
     return bad
 
 
