@@ -1,5 +1,7 @@
 """A figure's words: all that it shows, and nothing that changes with the version that draws it."""
 
+import base64
+import io
 import re
 
 import matplotlib
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 from helpers.lessons.figures import _Table, describe, show, table
 
@@ -101,13 +104,35 @@ def test_every_change_is_in_the_words(change):
     assert describe(ax.figure) != before
 
 
-def test_show_prints_the_words_and_closes_the_figure(capsys):
+def test_show_displays_a_sharp_picture_and_its_words_folded(monkeypatch):
     import matplotlib.pyplot as plt
 
-    figure, _ = plt.subplots()
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **how: shown.append((data, how)))
+    figure, ax = plt.subplots(figsize=(4, 2))
+    ax.set_title("a < b")
+    words = describe(figure)
     show(figure)
-    assert "Figure with 1 panel." in capsys.readouterr().out
+    (picture, how), (folded, _) = shown
+    assert picture["text/plain"] == folded["text/plain"] == words
+    assert folded["text/html"] == (
+        "<details><summary>In words</summary><p>Figure with 1 panel.<br>a &lt; b.</p></details>"
+    )
+    image = Image.open(io.BytesIO(base64.b64decode(picture["image/png"])))
+    assert image.size == (840, 440) and how["metadata"] == {"image/png": {"width": 420}}
+    assert "Matplotlib" in image.info["Software"]
     assert not plt.fignum_exists(figure.number)
+
+
+def test_a_picture_stands_on_a_card_with_round_corners(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **how: shown.append(data))
+    figure = Figure(figsize=(4, 2))
+    figure.subplots(1, 2)[1].set_facecolor("red")
+    show(figure)
+    image = Image.open(io.BytesIO(base64.b64decode(shown[0]["image/png"]))).convert("RGBA")
+    assert image.getpixel((0, 0))[3] == 0 and image.getpixel((419, 2)) == (242, 242, 242, 255)
+    assert image.getpixel((270, 220)) == (242, 242, 242, 255) and image.getpixel((590, 220)) == (255, 0, 0, 255)
 
 
 ROWS = {"a < b": {"moves": True, "size": 1234}, "c": {"moves": False, "size": 0.12345, "why": "raises"}}

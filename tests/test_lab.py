@@ -177,8 +177,14 @@ def test_run_all_gives_what_is_stored(page, lab, path):
         assert images.nth(number).evaluate(
             "image => image.complete && image.naturalWidth > 0 && image.clientWidth > 200"
         )
-        words = page.locator(".jp-OutputArea-output pre", has_text=data["text/plain"].splitlines()[0]).last
-        assert words.is_visible() and " ".join(data["text/plain"].split()) in " ".join(words.inner_text().split())
+        words = (
+            page.locator(".jp-OutputArea-output details")
+            .filter(has=page.get_by_text("In words", exact=True))
+            .nth(number)
+        )
+        assert not words.locator("p").is_visible()
+        words.locator("summary").click()
+        assert " ".join(data["text/plain"].split()) == " ".join(words.locator("p").inner_text().split())
 
 
 def run(page, cell, source=None):

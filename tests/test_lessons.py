@@ -62,6 +62,12 @@ def display(**data):
     return {"output_type": "display_data", "metadata": {}, "data": {key.replace("_", "/"): data[key] for key in data}}
 
 
+def shown():
+    """A picture and, below it, its words, folded."""
+    picture = display(image_png=png(), text_plain=WORDS) | {"metadata": {"image/png": {"width": 2}}}
+    return [picture, display(text_html=f"<details><summary>In words</summary>{WORDS}</details>", text_plain=WORDS)]
+
+
 def good():
     error = {"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": ["ValueError: no"]}
     return {
@@ -69,7 +75,7 @@ def good():
             {"cell_type": "markdown", "id": "title", "metadata": {}, "source": "# A title\n\n![a leaf](leaf.png)"},
             code("two", "print(2)", [stream("2\n")], count=1),
             code("fails", "raise ValueError('no')", [error], ["raises-exception"], count=2),
-            code("drawn", "show(figure)", [display(image_png=png(), text_plain=WORDS), stream(WORDS + "\n")], count=3),
+            code("drawn", "show(figure)", shown(), count=3),
         ],
         "metadata": copy.deepcopy(lessons.METADATA),
         "nbformat": 4,
@@ -110,11 +116,13 @@ FAULTS = {
         "a figure without words",
     ),
     "figure without text": (3, edit(3, outputs=[display(image_png=png())]), "a figure without words"),
-    "figure whose words are hidden": (
+    "figure whose words are hidden": (3, edit(3, outputs=shown()[:1]), "without its words, folded"),
+    "figure with the words of another": (
         3,
-        edit(3, outputs=[display(image_png=png(), text_plain=WORDS)]),
-        "words are not visible",
+        edit(3, outputs=[shown()[0], display(text_html="<details>a</details>", text_plain="a")]),
+        "without its words, folded",
     ),
+    "figure whose words are not folded": (3, edit(3, outputs=[shown()[0], stream(WORDS)]), "without its words, folded"),
     "figure as svg": (3, edit(3, outputs=[{**display(text_plain=WORDS), "data": {"image/svg+xml": "<svg/>"}}]), "PNG"),
     "tag without an error": (2, edit(2, outputs=[]), "no stored error"),
     "error without a tag": (2, edit(2, metadata={}), "the error ValueError, but no tag"),
@@ -161,6 +169,11 @@ FAULTS = {
         3,
         lambda notebook: notebook["cells"][3]["outputs"][0].update(metadata={"a": 1}),
         "save drops: a",
+    ),
+    "height of a picture": (
+        3,
+        lambda notebook: notebook["cells"][3]["outputs"][0]["metadata"]["image/png"].update(height=2),
+        "save drops: image/png.height",
     ),
     "long traceback": (
         2,

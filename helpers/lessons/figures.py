@@ -17,8 +17,14 @@ _POINTS = 12
 """A series of more points is told by its first, last, lowest and highest."""
 
 
+_GROUND = "#f2f2f2"
+"""What a picture stands on: neither a hole in a light page nor a lamp in a dark one."""
+_PAD = 0.1
+"""Of the ground around a picture, in inches; its corners are as round."""
+
+
 def show(figure: "Figure") -> None:
-    """Display ``figure`` as a PNG whose ``text/plain`` are its words, print the words below it, and close it.
+    """Display ``figure`` as a PNG whose ``text/plain`` are its words, then the words, folded, and close it.
 
     >>> from matplotlib.figure import Figure
     >>> figure = Figure()
@@ -30,15 +36,30 @@ def show(figure: "Figure") -> None:
     import matplotlib.pyplot as plt
     from IPython.display import display
     from matplotlib import __version__, ft2font
+    from matplotlib.patches import FancyBboxPatch
+    from matplotlib.transforms import Affine2D, Bbox
 
+    words = describe(figure)
+    width, height = figure.get_size_inches()
+    ground = FancyBboxPatch((0, 0), width, height, boxstyle=f"round,pad={_PAD}", zorder=-1, linewidth=0)
+    inches = Affine2D().scale(1 / width, 1 / height) + figure.transFigure
+    ground.set(facecolor=_GROUND, transform=inches, clip_on=False)
+    figure.add_artist(ground)
+    whole = Bbox([[-_PAD, -_PAD], [width + _PAD, height + _PAD]])
+    for patch in (ax.patch for ax in figure.axes if ax.get_facecolor() == (1, 1, 1, 1)):
+        patch.set_facecolor(_GROUND)
     # A picture can be compared only with one that was drawn by the same two, so it names them.
     drawn_by = f"Matplotlib {__version__}, FreeType {ft2font.__freetype_version__}"
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": drawn_by})
+    clear: dict[str, Any] = {"facecolor": "none", "metadata": {"Software": drawn_by}}
+    figure.savefig(buffer, format="png", dpi=200, bbox_inches=whole, **clear)
     plt.close(figure)  # or the notebook would show it a second time at the end of the cell
-    words = describe(figure)
-    display({"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": words}, raw=True)
-    print(words)
+    picture = {"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": words}
+    # Twice as many pixels as it is wide on a plain screen, for the others.
+    display(picture, metadata={"image/png": {"width": round(100 * whole.width)}}, raw=True)
+    lines = "<br>".join(map(html.escape, words.splitlines()))
+    folded = f"<details><summary>In words</summary><p>{lines}</p></details>"
+    display({"text/html": folded, "text/plain": words}, raw=True)
 
 
 def table(rows: Mapping[str, Mapping[str, bool | float | str]], corner: str = "") -> None:

@@ -84,7 +84,7 @@ def canonical(notebook: dict) -> dict:
         cell["metadata"] = _metadata(cell["metadata"].get("tags"))
         for output in cell.get("outputs", []):
             if "metadata" in output:
-                output["metadata"] = {}
+                output["metadata"] = _shown_as(output["metadata"])
             if output["output_type"] == "error":
                 output["traceback"] = [f"{output['ename']}: {output['evalue']}"]
     return notebook
@@ -94,6 +94,12 @@ def _metadata(tags: list[str] | None) -> dict:
     """What is kept of a cell's metadata: its tags, which the site reads, and what JupyterLab reads in place of them."""
     folded = {key: True for tag in tags or [] for key in FOLDED.get(tag, ())}
     return {**({"jupyter": folded} if folded else {}), **({"tags": tags} if tags else {})}
+
+
+def _shown_as(metadata: dict) -> dict:
+    """What is kept of an output's metadata: how wide a picture is, which has more pixels for dense screens."""
+    width = metadata.get("image/png", {}).get("width")
+    return {"image/png": {"width": width}} if width else {}
 
 
 def _new_id(cell: dict, taken: Counter) -> str:
@@ -268,12 +274,11 @@ def _code_faults(cell: dict, due: int):
         yield "raises-exception, but no stored error"
     if errors and "raises-exception" not in tags:
         yield f"the error {errors[0]['ename']}, but no tag raises-exception"
-    printed = "".join(output["text"] for output in cell["outputs"] if output["output_type"] == "stream")
-    for output in cell["outputs"]:
-        yield from _output_faults(output, printed)
+    for output, below in zip(cell["outputs"], [*cell["outputs"][1:], {}], strict=False):
+        yield from _output_faults(output, below.get("data", {}))
 
 
-def _output_faults(output: dict, printed: str):
+def _output_faults(output: dict, below: dict):
     data = output.get("data", {})
     words = data.get("text/plain", "")
     pictures = [mime for mime in data if mime.startswith("image/")]
@@ -281,10 +286,10 @@ def _output_faults(output: dict, printed: str):
         yield f"a picture as {pictures[0]}; show it as PNG"
     if pictures and (not words or words.startswith("<")):
         yield "a figure without words of its own; show it by helpers.lessons.figures.show"
-    elif pictures and words not in printed:
-        yield "a figure whose words are not visible beside it; show it by helpers.lessons.figures.show"
-    if output.get("metadata"):
-        yield f"metadata that a save drops: {', '.join(output['metadata'])}"
+    elif pictures and (below.get("text/plain") != words or "<details>" not in below.get("text/html", "")):
+        yield "a figure without its words, folded, below it; show it by helpers.lessons.figures.show"
+    if dropped := _dropped(output.get("metadata", {}), _shown_as(output.get("metadata", {}))):
+        yield f"metadata that a save drops: {dropped}"
     if output["output_type"] == "error" and output["traceback"] != [f"{output['ename']}: {output['evalue']}"]:
         yield "a traceback that is not cut to the line that is compared"
     shown = [value for mime, value in data.items() if mime.startswith("text/")]
