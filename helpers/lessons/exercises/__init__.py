@@ -48,10 +48,15 @@ from typing import Any, NamedTuple
 
 import torch
 
+from helpers.lessons import errors
+
 RAISES = "raises"
 """What a table says of a line that raises an error."""
 MARKS = {"right": "✓", "not yet": "✗", "not attempted": "○"}
 COLORS = {"right": "#2da44e", "not yet": "#e8912d", "not attempted": "#8c959f"}
+
+
+errors.install()
 
 
 class NotYet(Exception):
@@ -105,7 +110,7 @@ class Lesson:
         self.predictions[name] = {_plain(guess): belief for guess, belief in beliefs.items()}
         self._otherwise[name] = otherwise
 
-    def not_yet(self, key: str, **values: Any) -> NotYet:
+    def not_yet(self, key: str, /, **values: Any) -> NotYet:
         """The refusal with the sentence ``key`` of the exercise that is being checked, or of the lesson."""
         exercise = self.sentences.get("exercises", {}).get(self._examined, {})
         says = {**self.sentences.get("says", {}), **exercise.get("says", {})}

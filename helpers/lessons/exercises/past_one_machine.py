@@ -22,69 +22,9 @@ from helpers import freeze
 from helpers.lessons.exercises import RAISES, Lesson, NotYet, changed, facts, kind, run, scalar, table, taken
 from helpers.lessons.ranks import alone, ranks
 
-lesson = Lesson()
+lesson = Lesson("past_one_machine")
 check, predict, progress = lesson.check, lesson.predict, lesson.progress
 
-lesson.prediction(
-    "ddp-equal",
-    {
-        (False, True): "Each rank drew its own weights, but wrapping copied those of rank 0 to all.",
-        (True, False): "Each rank has other images, but DDP averages the gradients in backward.",
-        (False, False): "Wrapping copies the weights of rank 0, and backward averages the gradients.",
-    },
-)
-lesson.prediction(
-    "bytes",
-    {
-        310_132: "Those are the bytes of all parameters. A frozen one has no gradient: nothing of it is packed.",
-        325: "That is how many numbers are trainable. Each has 4 bytes.",
-        1280: "The bias of the head is trainable as well.",
-        0: "The head is trained, and its gradients have to be averaged over the ranks.",
-        2600: "A bucket holds the gradients of its own rank: count them once.",
-        308_832: "Those are the bytes of what is frozen: they stay at home.",
-    },
-    otherwise="Count the trainable numbers, 64 times 5 and 5, with 4 bytes each.",
-)
-lesson.prediction(
-    "unused",
-    {
-        (0, 0): "DDP waits for the gradient of each parameter that asked for one when it wrapped, used or not.",
-        (1, 0): "In the first step nobody asks yet whether a gradient is missing. The next one finds it out.",
-        (2, 2): "What is frozen before wrapping, DDP does not wait for.",
-        (1, 1): "What is frozen before wrapping, DDP does not wait for. And a step is checked by the next one.",
-        (0, 2): "It is the other way round: DDP waits for what asks for a gradient.",
-        (3, 0): "The second step already finds that a gradient of the first is missing.",
-    },
-    otherwise="DDP waits for what asks for a gradient when it wraps, and a step is checked by the next one.",
-)
-lesson.prediction(
-    "late",
-    {
-        (True, True): "DDP averages what was trainable when it wrapped. What of the body did it know then?",
-        (False, False): "The head was trainable when DDP wrapped: its gradients are averaged.",
-        (True, False): "It is the other way round: DDP knows of the head, and not of the body.",
-    },
-)
-lesson.prediction(
-    "statistics",
-    {
-        (True, True): "Running statistics are no gradients: nobody averages them, and each rank has its own images.",
-        (False, False): "freeze holds the backbone in eval mode, where nothing moves on any rank.",
-        (True, False): "It is the other way round: what stands still is equal.",
-    },
-)
-lesson.prediction(
-    "table",
-    {
-        128: "So many workers more. But each sends only to the next in the ring, twice its gradient at most.",
-        0: "The gradient of each worker is as large as before, and it has to be averaged with all others.",
-        2: "Look at the factor 2 (n - 1) / n: for 8 it is 1.75, for 1,024 nearly 2.",
-        1024: "In a ring a worker sends to the next only, and not to each of the others.",
-        1.1: "So it is; rounded to a whole number it is 1.",
-        1.14: "So it is; rounded to a whole number it is 1.",
-    },
-    otherwise="Look at the factor 2 (n - 1) / n for both, and round to a whole number.",
-)
 
 _BELIEFS = {
     ("freeze(body), DDP", "raises"): "What is frozen before wrapping, DDP does not wait for.",
@@ -159,51 +99,37 @@ def _all_rows(rows: Sequence[str]) -> list:
     return [_after(row) for row in rows]
 
 
-@lesson.exercise(
-    "who-stays-equal",
-    follows="DDP knows what was trainable when it wrapped. Set flags, modes and layers first, then wrap; and wrap "
-    "again after every change.",
-)
+@lesson.exercise("who-stays-equal")
 def who_stays_equal(answer):
     table(answer, _stays_equal(), _BELIEFS)
 
 
-@lesson.exercise(
-    "second-phase",
-    follows="Whoever writes the next phase does the same: flags first, then a new DDP around the same model. The "
-    "optimizer goes on, as long as no step was made in between: after one, its momentum differs between ranks.",
-)
+@lesson.exercise("second-phase")
 def second_phase(answer):
     with alone():
         model = _first_phase()
         before, held = copy.deepcopy(model.state_dict()), list(model.parameters())
         given = run(answer, DistributedDataParallel(model))
         if not isinstance(given, DistributedDataParallel):
-            raise NotYet(f"Return the DDP to go on with, which averages the gradients; yours is {kind(given)}.")
+            raise lesson.not_yet("return-ddp-go", kind=kind(given))
         if isinstance(given.module, DistributedDataParallel):
-            raise NotYet("The model is wrapped twice, and each gradient travels twice. DDP goes around wrapped.module.")
+            raise lesson.not_yet("model-wrapped-twice")
         if [id(one) for one in given.module.parameters()] != [id(one) for one in held]:
-            raise NotYet("The model that you return has other Parameter objects: the optimizer moves the old ones.")
+            raise lesson.not_yet("model-return-other")
         if not all(torch.equal(value, before[name]) for name, value in model.state_dict().items()):
-            raise NotYet("Weights have changed. Only flags were to be set, and the model to be wrapped.")
+            raise lesson.not_yet("weights-have-changed")
         asks = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         wanted = {"body.2.weight", "body.2.bias", "head.weight", "head.bias"}
         if missing := sorted(wanted - asks):
-            raise NotYet(f"{', '.join(missing)} should be trainable now, and is not.")
+            raise lesson.not_yet("should-be-trainable", names=", ".join(missing))
         if extra := sorted(asks - wanted):
-            raise NotYet(f"{', '.join(extra)} should have stayed frozen.")
+            raise lesson.not_yet("should-have-stayed", names=", ".join(extra))
         sent, due = _bytes_of_a_step(given), sum(parameter.nbytes for parameter in held if parameter.requires_grad)
         if sent is not None and sent != due:
             why = "The rest trains on each rank by itself" if sent < due else "Something frozen travels along"
-            raise NotYet(
-                f"In a step {sent} bytes of gradients are averaged, and {due} are trainable. {why}: DDP fixed what it "
-                "averages when it wrapped."
-            )
+            raise lesson.not_yet("step-bytes-gradients", sent=sent, due=due, why=why)
     if apart := _in_others(_not_averaged, answer, n=2)[0]:
-        raise NotYet(
-            f"In two processes with images of their own, the gradient of {apart[0]} is not the average of both. DDP "
-            "averages over its process_group, by default all, and what a hook makes of a gradient stays."
-        )
+        raise lesson.not_yet("two-processes-images", value=apart[0])
 
 
 def _in_others(function, *args, n: int) -> list[Any]:
@@ -212,7 +138,7 @@ def _in_others(function, *args, n: int) -> list[Any]:
         return ranks(function, *args, n=n, timeout=60)
     except (RuntimeError, TimeoutError) as error:
         told = textwrap.shorten(str(error), 150, placeholder=" ...")
-        raise NotYet(f"In this process it works. In {n} of a group, {told}.") from error
+        raise lesson.not_yet("this-process-works", n=n, told=told) from error
 
 
 def _first_phase() -> Any:
@@ -256,15 +182,11 @@ def _bytes_of_a_step(wrapped: DistributedDataParallel) -> int | None:
             sizes.clear()
             wrapped(torch.ones(1, 4)).sum().backward()
     except RuntimeError as error:
-        raise NotYet(f"A training step with it raises: {str(error).partition('.')[0]}.") from error
+        raise lesson.not_yet("training-step-raises", value=str(error).partition(".")[0]) from error
     return sum(sizes)
 
 
-@lesson.exercise(
-    "my-part",
-    follows="So each process needs three numbers, and no message. A DistributedSampler does not do: it repeats images "
-    "until all parts are equally large.",
-)
+@lesson.exercise("my-part")
 def my_part(answer):
     fresh, seen = cloudpickle.dumps(answer), {}
     for images, world in ((12, 4), (10, 4), (7, 2), (5, 1), (2, 3), (101, 8)):
@@ -273,30 +195,27 @@ def my_part(answer):
         for rank in range(world):
             part = _positions(answer, images, rank, world)
             if any(isinstance(one, bool) for one in part):
-                raise NotYet(f"{case}, your function gives True or False: return positions, not a mask.")
+                raise lesson.not_yet("function-gives-true", case=case)
             if odd := [one for one in part if not isinstance(one, int) or not 0 <= one < images]:
-                raise NotYet(f"{case}, {odd[0]!r} is no position: they go from 0 to {images - 1}.")
+                raise lesson.not_yet("no-position-they", case=case, value=odd[0], value2=images - 1)
             if part != _positions(answer, images, rank, world):
-                raise NotYet("Asked twice, the same process takes other images. The others cannot know which.")
+                raise lesson.not_yet("asked-twice-same")
             parts.append(part)
             seen[images, rank, world] = part
         every = sorted(position for part in parts for position in part)
         if twice := [one for one, next_one in pairwise(every) if one == next_one]:
-            raise NotYet(f"{case}, image {twice[0]} is taken more than once.")
+            raise lesson.not_yet("image-taken-more", case=case, value=twice[0])
         if missing := sorted(set(range(images)) - set(every)):
-            raise NotYet(f"{case}, {len(missing)} missing, the first at {missing[0]}.")
+            raise lesson.not_yet("missing-first", case=case, count=len(missing), value=missing[0])
         sizes = [len(part) for part in parts]
         if max(sizes) - min(sizes) > 1:
-            raise NotYet(f"{case}, they take {', '.join(map(str, sizes))}: some wait while others work.")
+            raise lesson.not_yet("they-take-some", case=case, names=", ".join(map(str, sizes)))
     # The other way round, so that no call finds what the one before it has left.
     cases = list(reversed(seen))
     (elsewhere,) = _in_others(_parts, fresh, cases, n=1)
     for case, part in zip(cases, elsewhere, strict=True):
         if part != seen[case]:
-            raise NotYet(
-                f"For images, rank, world = {case} another process takes other images. The processes share no "
-                "variables, and each has its own random state and its own hash() of a text."
-            )
+            raise lesson.not_yet("images-rank-world", case=case)
 
 
 def _positions(answer, *case: int) -> list[Any]:
@@ -309,20 +228,16 @@ def _parts(answer: bytes, cases: list[tuple[int, int, int]]) -> list[list[Any]]:
     return [_positions(cloudpickle.loads(answer), *case) for case in cases]
 
 
-@lesson.exercise(
-    "bytes-of-a-step",
-    follows="Divide by what your network carries in a second, and you know what a step waits for at least. Freezing "
-    "makes this number smaller, more workers hardly make it larger.",
-)
+@lesson.exercise("bytes-of-a-step")
 def bytes_of_a_step(answer):
     for case, (model, n) in _models().items():
         before = facts(model)
         given = run(answer, model, n)
         number = scalar(given)
         if not isinstance(number, Real) or isinstance(number, bool):
-            raise NotYet(f"Return a number of bytes; yours is {kind(given)}.")
+            raise lesson.not_yet("return-number-bytes", kind=kind(given))
         if what := changed(model, before):
-            raise NotYet(f"Your function changes the {what} of the model: to count, it is enough to look.")
+            raise lesson.not_yet("function-changes-model", what=what)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         size = sum(parameter.nbytes for parameter in trainable)
         due = _sent(n, size)
