@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.freezing import few, frozen_modules, frozen_parts, is_held, node_trains
-from helpers.report import check_module
+from helpers.report import AMISS, as_html, check_module
 
 PAGES = ""
 """Where the pages of the rules are, as ``https://.../rules/``; empty while the project has no address."""
@@ -58,15 +58,12 @@ class Findings(list[Finding]):
         return "\n".join(map(str, self)) or "no findings"
 
     def _repr_html_(self) -> str:
-        def line(tag: str, cells: Iterable[str]) -> str:
-            # Notebooks align every cell to the right unless it says otherwise.
-            return "".join(f"<{tag} style='text-align: left'>{html.escape(cell)}</{tag[:2]}>" for cell in cells)
-
-        lines = [line("th scope=col", ("rule", "name", "message", "remedy"))]
-        lines += [line("td", (found.page, found.name, found.message, found.remedy)) for found in self]
-        return (
-            f"<table>{''.join(f'<tr>{one}</tr>' for one in (lines if self else [line('td', ['no findings'])]))}</table>"
-        )
+        rows = []
+        for found in self:
+            rule, name, *told = map(html.escape, (found.rule, found.name, found.message, found.remedy))
+            page = f"<a href='{html.escape(found.page)}'>{rule}</a>" if PAGES else f"Rule {rule}"
+            rows.append((AMISS, [f"<b>{page}</b><br>{name}", *told]))
+        return as_html(["finding", "message", "remedy"], rows) if rows else "<p>no findings</p>"
 
 
 def audit(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = None) -> list[Finding]:

@@ -164,8 +164,9 @@ def draw(graph: networkx.DiGraph, ax: Axes | None = None, by: str = "op") -> Axe
     of a frozen layer that a gradient passes, too). Both write the bytes saved for backward. The color of a box, its
     edge and its text each tell trainable from frozen.
 
-    Returns the Axes; ``ax.words`` says in words what is drawn. Without ``ax`` a figure is made that fits, 7.5 inches
-    wide or more. In an ``ax`` of your own the text keeps its 8 points, so give it as much room.
+    Returns the Axes; ``ax.words`` says in words what is drawn, and its label, unless it has one, says it in short.
+    Without ``ax`` a figure is made that fits, 7.5 inches wide or more. In an ``ax`` of your own the text keeps its 8
+    points, so give it as much room.
 
     Raises ``ValueError`` for another ``by``, for ``by="module"`` when ``graph`` had no ``model``, and for more than 60
     boxes: with ``by="op"``, nodes of the graph.
@@ -221,6 +222,7 @@ def draw(graph: networkx.DiGraph, ax: Axes | None = None, by: str = "op") -> Axe
     ax.legend(handles=handles, loc="lower center", ncols=len(handles), fontsize=_FONT, frameon=False)
     words = [_summary(inside), *(label.replace("\n", ": ") for label, _ in boxes.values())]
     ax.words = "; ".join(words)  # type: ignore[attr-defined]
+    ax.set_label(ax.get_label() or words[0])  # which its repr tells
     return ax
 
 

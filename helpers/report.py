@@ -1,7 +1,7 @@
 """Which parameters a model has, which of them train, and which optimizer group holds each."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress, groupby
 from typing import Any, NamedTuple, overload
@@ -36,24 +36,41 @@ class Rendered:
 
     def _repr_html_(self) -> str:
         head, rows, foot = self._table()
-        # Notebooks align every cell to the right unless it says otherwise.
-        sides = [f"style='text-align: {'right' if title in self._numbers else 'left'}'" for title in head]
+        lines = []
+        for row in rows:
+            known = dict(zip(head, row, strict=True))
+            trains = known.get("requires_grad") == "True" or known.get("trainable", "0")[0] in "123456789"
+            cells = [
+                "True: trainable" if trains and title == "requires_grad" else cell for title, cell in known.items()
+            ]
+            lines.append((f"{TRAINS}; font-weight: bold" if trains else "", [*map(html.escape, cells)]))
+        return as_html(head, lines, foot, self._numbers)
 
-        def line(tags: list[str], cells: Sequence[str]) -> str:
-            known, style = dict(zip(head, cells, strict=True)), ""
-            if known.get("requires_grad") == "True" or known.get("trainable", "0")[0] in "123456789":
-                # A tint, so that the page's own colors, dark or light, show through.
-                style = " style='background: rgba(0, 160, 80, 0.2); font-weight: bold'"
-                cells = ["True: trainable" if title == "requires_grad" else cell for title, cell in known.items()]
-            parts = zip(tags, sides, map(html.escape, cells), strict=True)
-            return f"<tr{style}>{''.join(f'<{tag} {side}>{cell}</{tag[:2]}>' for tag, side, cell in parts)}</tr>"
 
-        body = "".join(line(["th scope=row"] + ["td"] * (len(head) - 1), row) for row in rows)
-        caption = html.escape(foot).replace("\n", "<br>")
-        return (
-            f"<table><caption style='caption-side: bottom; text-align: left'>{caption}</caption>"
-            f"<thead>{line(['th scope=col'] * len(head), head)}</thead><tbody>{body}</tbody></table>"
-        )
+TRAINS, AMISS = "background: rgba(230, 159, 0, 0.25)", "background: rgba(220, 50, 50, 0.15)"
+"""What trains is orange, as in `helpers.draw`. Tints, so that the page's own colors, dark or light, show through."""
+
+
+def as_html(
+    head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], foot: str = "", numbers: Container[str] = ()
+) -> str:
+    """A table of ``rows``, each a look and cells of HTML; what is in a column of ``numbers`` ends at its right."""
+    # Notebooks align every cell to the right unless it says otherwise, and make the name of each row bold.
+    sides = [f"text-align: {'right' if title in numbers else 'left'}; vertical-align: top" for title in head]
+
+    def line(look: str, tags: list[str], styles: list[str], cells: Sequence[str]) -> str:
+        parts = zip(tags, styles, cells, strict=True)
+        told = "".join(f"<{tag} style='{style}'>{cell}</{tag[:2]}>" for tag, style, cell in parts)
+        return f"<tr style='{look}'>{told}</tr>" if look else f"<tr>{told}</tr>"
+
+    top = line("", ["th scope=col"] * len(head), sides, head)
+    tags, body = ["th scope=row", *["td"] * (len(head) - 1)], ""
+    for look, cells in rows:
+        name = f"{sides[0]}; font-weight: {'bold' if 'bold' in look else 'normal'}"
+        body += line(look, tags, [name, *sides[1:]], cells)
+    # A caption would be as narrow as the table.
+    below = "<br>".join(map(html.escape, foot.splitlines()))
+    return f"<table><thead>{top}</thead><tbody>{body}</tbody></table>" + (f"<p>{below}</p>" if below else "")
 
 
 class Line(NamedTuple):

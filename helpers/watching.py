@@ -1,6 +1,7 @@
 """Which entries of a state_dict changed, and which of them were meant to be frozen."""
 
 import copy
+import html
 import pickle
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 from helpers.freezing import few, frozen_modules
 from helpers.memory import dense_parts
-from helpers.report import check_module
+from helpers.report import AMISS, TRAINS, as_html, check_module
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -107,6 +108,21 @@ class watch:
         return f"{told}; trainable and unmoved: {few(unmoved)}" if changed and unmoved else told
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        if self._lists is None:
+            return f"<p>{self}</p>"
+        changed, unexpected, unmoved = self._lists
+        free = [name for name in changed if name not in set(unexpected)]
+        rows = [
+            (AMISS if unexpected else "", "changed, though frozen", unexpected),
+            (TRAINS if free else "", "changed, not frozen", free),
+            ("", "trainable, unmoved", unmoved),
+        ]
+        told = [(look, [what, f"{len(names):,}", html.escape(few(names, 8))]) for look, what, names in rows]
+        frozen = f"{len(unexpected):,} of them" if unexpected else "none"
+        above = f"<p>{len(changed):,} of {self._size:,} entries changed, {frozen} meant to be frozen</p>"
+        return above + as_html(["", "entries", "which"], told, numbers=["entries"])
 
     def _ended(self) -> tuple[list[str], list[str], list[str]]:
         if self._lists is None:

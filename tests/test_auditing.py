@@ -1206,7 +1206,7 @@ def test_the_model_itself_is_called_so():
     ]
 
 
-LEFT = "style='text-align: left'"
+LEFT = "style='text-align: left; vertical-align: top'"
 
 
 def test_findings_are_a_list_that_shows_itself():
@@ -1219,12 +1219,14 @@ def test_findings_are_a_list_that_shows_itself():
         "    Freeze it with helpers.freeze(), which holds eval mode, or call its eval() after every model.train().",
         "    Page: Rule frozen-part-in-train-mode",
     ]
-    assert findings._repr_html_().count("<tr>") == 2 and "0.&lt;norm&gt;" in findings._repr_html_()
+    assert findings._repr_html_().count("<tr") == 2 and "0.&lt;norm&gt;" in findings._repr_html_()
     assert Findings([Finding("rule", "0", "<", "&")])._repr_html_() == (
-        f"<table><tr>{''.join(f'<th scope=col {LEFT}>{title}</th>' for title in ('rule', 'name', 'message', 'remedy'))}"
-        f"</tr><tr>{''.join(f'<td {LEFT}>{cell}</td>' for cell in ('Rule rule', '0', '&lt;', '&amp;'))}</tr></table>"
+        f"<table><thead><tr><th scope=col {LEFT}>finding</th><th scope=col {LEFT}>message</th>"
+        f"<th scope=col {LEFT}>remedy</th></tr></thead><tbody><tr style='background: rgba(220, 50, 50, 0.15)'>"
+        f"<th scope=row {LEFT[:-1]}; font-weight: normal'><b>Rule rule</b><br>0</th><td {LEFT}>&lt;</td>"
+        f"<td {LEFT}>&amp;</td></tr></tbody></table>"
     )
-    assert Findings()._repr_html_() == f"<table><tr><td {LEFT}>no findings</td></tr></table>"
+    assert Findings()._repr_html_() == "<p>no findings</p>"
     assert audit(nn.Linear(2, 1)) == [] and str(audit(nn.Linear(2, 1))) == "no findings"
 
 
@@ -1233,7 +1235,7 @@ def test_a_finding_names_its_page(monkeypatch):
     assert finding.page == "Rule stale-grad"
     monkeypatch.setattr(auditing, "PAGES", "https://example.org/rules/")
     assert finding.page == "https://example.org/rules/stale-grad.html" and finding.page in str(finding)
-    assert finding.page in Findings([finding])._repr_html_()
+    assert f"<a href='{finding.page}'>stale-grad</a>" in Findings([finding])._repr_html_()
 
 
 # Where only a gradient's way decides ----------------------------------------------------------------------------------

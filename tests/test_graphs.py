@@ -885,6 +885,14 @@ def test_the_legend_shows_the_boxes_as_they_are():
     assert {text.get_fontsize() for text in legend.get_texts()} == {8} and not legend.get_frame_on()
 
 
+def test_the_axes_tell_what_they_show_unless_they_have_a_label():
+    import matplotlib.pyplot as plt
+
+    found = graph(nn.Linear(1, 1)(torch.ones(1)))
+    assert "graph of" in repr(ax := draw(found)) and ax.get_label() == ax.words.split("; ")[0]
+    assert draw(found, plt.figure().add_subplot(label="mine")).get_label() == "mine"
+
+
 def test_by_module_draws_resnet18_in_blocks():
     net = resnet18()
     words = draw(graph(net(torch.randn(2, 3, 64, 64)), net), by="module").words.split("; ")

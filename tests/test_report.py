@@ -91,7 +91,7 @@ def test_head_replaced_after_building_the_optimizer():
     assert [row.group for row in table] == [0, 0, None, None]
     assert table.orphans == table[:1].orphans == 2
     assert str(table).endswith("parameters of the optimizer that are not the model's: 2")
-    assert "<br>parameters of the optimizer that are not the model&#x27;s: 2</caption>" in table._repr_html_()
+    assert "<br>parameters of the optimizer that are not the model&#x27;s: 2</p>" in table._repr_html_()
     assert parameters(net).orphans is None and parameters(net, torch.optim.Adam(net.parameters())).orphans == 0
 
 
@@ -341,15 +341,15 @@ def test_wrong_arguments_are_named(arguments, says):
 
 
 def test_html_is_exactly_this():
-    left, right = "style='text-align: left'", "style='text-align: right'"
+    left, right = (f"style='text-align: {side}; vertical-align: top'" for side in ("left", "right"))
     assert parameters(nn.PReLU())._repr_html_() == (
-        "<table><caption style='caption-side: bottom; text-align: left'>"
-        "trainable params: 1 || all params: 1 || trainable%: 100.0000</caption>"
-        f"<thead><tr><th scope=col {left}>name</th><th scope=col {left}>shape</th><th scope=col {right}>numel</th>"
+        f"<table><thead><tr><th scope=col {left}>name</th><th scope=col {left}>shape</th>"
+        f"<th scope=col {right}>numel</th>"
         f"<th scope=col {left}>dtype</th><th scope=col {left}>requires_grad</th><th scope=col {left}>has_grad</th></tr>"
-        "</thead><tbody><tr style='background: rgba(0, 160, 80, 0.2); font-weight: bold'>"
-        f"<th scope=row {left}>weight</th><td {left}>(1,)</td><td {right}>1</td>"
+        "</thead><tbody><tr style='background: rgba(230, 159, 0, 0.25); font-weight: bold'>"
+        f"<th scope=row {left[:-1]}; font-weight: bold'>weight</th><td {left}>(1,)</td><td {right}>1</td>"
         f"<td {left}>float32</td><td {left}>True: trainable</td><td {left}>False</td></tr></tbody></table>"
+        "<p>trainable params: 1 || all params: 1 || trainable%: 100.0000</p>"
     )
 
 
@@ -360,7 +360,7 @@ def test_html_has_the_same_cells_with_headers_and_is_escaped():
             self.rows, self.scopes = [], []
 
         def handle_starttag(self, tag, attrs):
-            if tag == "tr":
+            if tag in ("tr", "p"):
                 self.rows.append([])
             self.scopes += [dict(attrs)["scope"]] if tag == "th" else []
 
@@ -377,10 +377,11 @@ def test_html_has_the_same_cells_with_headers_and_is_escaped():
         ["name", "shape", "numel", "dtype", "requires_grad", "has_grad"],
         ["<b>&.weight", "(1, 2)", "2", "float32", "True: trainable", "False"],
         ["<b>&.bias", "(1,)", "1", "float32", "True: trainable", "False"],
+        ["trainable params: 3 || all params: 3 || trainable%: 100.0000"],
     ]
     assert cells.scopes == ["col"] * 6 + ["row"] * 2
     assert page.count("text-align: right") == 1 + 2, "the numbers and their title"
-    assert "<b>" not in page and "trainable params: 3 || all params: 3 || trainable%: 100.0000</caption>" in page
+    assert "<b>" not in page
 
 
 def test_html_marks_what_trains_by_tint_weight_and_word():

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 
 import pytest
 import torch
@@ -136,6 +137,28 @@ def test_replaced_module_and_what_came_and_went():
         "4 of 6 entries changed, 2 of them meant to be frozen: 1.weight, 1.bias; "
         "trainable and unmoved: 0.weight, 0.bias"
     )
+    head, *rows = seen._repr_html_().split("<tr")
+    assert head.startswith("<p>4 of 6 entries changed, 2 of them meant to be frozen</p><table>")
+    told = [re.findall(r"<t[hd][^>]*>([^<]*)", row) for row in rows]
+    assert told == [
+        ["", "entries", "which"],
+        ["changed, though frozen", "2", "1.weight, 1.bias"],
+        ["changed, not frozen", "2", "1.0.weight, 2.weight"],
+        ["trainable, unmoved", "2", "0.weight, 0.bias"],
+    ]
+    assert [re.findall(r"rgba\(([^)]*)", row) for row in rows] == [[], ["220, 50, 50, 0.15"], ["230, 159, 0, 0.25"], []]
+
+
+def test_html_of_what_is_as_it_should_be_has_no_alarm():
+    net = nn.Linear(1, 1)
+    net.add_module("<b>", nn.Linear(1, 1))
+    seen = watch(net)
+    assert seen._repr_html_() == "<p>nothing compared yet: the block has not ended</p>"
+    with seen:
+        pass
+    page = seen._repr_html_()
+    assert page.startswith("<p>0 of 4 entries changed, none meant to be frozen</p>") and "rgba" not in page
+    assert "weight, bias, &lt;b&gt;.weight, &lt;b&gt;.bias" in page
 
 
 def test_meant_to_be_frozen_is_judged_at_the_start():

@@ -84,7 +84,7 @@ class _Table:
         # Tints, so that the page's own colors, dark or light, show through.
         True: "background: rgba(0, 160, 80, 0.25); font-weight: bold",
         False: "opacity: 0.75",
-        "raises": "background: rgba(230, 110, 0, 0.25); font-weight: bold",
+        "raises": "background: rgba(220, 50, 50, 0.25); font-weight: bold",
     }
 
     def __init__(self, rows: Mapping[str, Mapping[str, bool | float | str]], corner: str) -> None:
