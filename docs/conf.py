@@ -10,6 +10,7 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 from helpers.auditing import RULES
+from helpers.lessons import overview
 from tests.tools import lessons, matrix
 
 project = "Who gets a gradient?"
@@ -70,6 +71,12 @@ def append_contents(app, docname, source):
         source[0] += Path(app.confdir, "contents.md").read_text("utf-8")
 
 
+def list_lessons(app, docname, source):
+    """The start page has a marked place for the lessons. In a learner's copy it also says what they have done."""
+    if docname == "notebooks/START":
+        source[0] = overview.filled(source[0], {"lessons": overview.table(overview.lessons(lessons.FOLDER))})
+
+
 def say_when_it_was_run(app, docname, source):
     """Below its title a lesson's page says when all outputs were last compared, and with which versions."""
     path = lessons.FOLDER.parent / f"{docname}.ipynb"
@@ -108,6 +115,7 @@ def setup(app):
     app.add_directive("audit-rules", AuditRules)
     app.connect("builder-inited", write_rule_pages)
     app.connect("source-read", append_contents)
+    app.connect("source-read", list_lessons)
     app.connect("source-read", say_when_it_was_run)
     app.connect("doctree-read", leave_answers_out_of_the_search)
     app.connect("doctree-read", describe_pictures)

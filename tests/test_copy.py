@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.lessons import lab, merging
+from helpers.lessons import lab, merging, overview
 from tests.tools import lessons
 
 ROOT = Path(__file__).parent.parent
@@ -37,13 +37,16 @@ def as_published(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_lessons(as_published, tmp_path_factory):
-    """Two lessons that have all KINDS of cells, the solutions of one, and the index."""
+    """Two lessons that have all KINDS of cells, the solutions of one, the index and the start page."""
     good = [path for path in sorted(as_published.glob("*.ipynb")) if all(find(read(path)["cells"], k) for k in KINDS)]
     folder = tmp_path_factory.mktemp("two") / "source"
     (folder / "solutions").mkdir(parents=True)
-    for path, name in [(good[0], LESSON), (good[1], OTHER), (as_published / "INDEX.md", "INDEX.md")]:
+    for path, name in [(good[0], LESSON), (good[1], OTHER)]:
         shutil.copy(path, folder / name)
-    shutil.copy(as_published / "solutions" / good[0].name, folder / "solutions" / LESSON)
+    for name in ("INDEX.md", lab.START):
+        shutil.copy(as_published / name, folder / name)
+    solution = as_published / "solutions" / f"{good[0].name[:2]}_solutions.ipynb"
+    shutil.copy(solution, folder / "solutions" / "03_solutions.ipynb")
     return folder
 
 
@@ -404,6 +407,37 @@ def test_a_renamed_lesson_takes_what_they_wrote_with_it(folder, source):
     assert not (folder / LESSON).exists() and not (folder / lab.BASES / LESSON).exists()
 
 
+@pytest.mark.parametrize("version", ["the same cells", "other cells, and the lesson named"])
+def test_solutions_with_another_name_take_what_they_wrote_with_them(folder, source, version):
+    """As ``solutions/03_parameters.ipynb`` became ``solutions/03_solutions.ipynb``."""
+    for path in (folder, folder / lab.BASES):  # a copy from before
+        os.replace(path / "solutions" / "03_solutions.ipynb", path / "solutions" / LESSON)
+    with edited(folder / "solutions" / LESSON) as cells:
+        cells[1:1] = [own("my_way = 1")]
+    if version != "the same cells":
+        with edited(source / "solutions" / "03_solutions.ipynb") as cells:
+            now_all_different(cells)
+            cells[0] = own(f"# Solutions\n\nOf [the lesson](../07_{LESSON[3:]}).", "markdown", id="title")
+        os.replace(source / "solutions" / "03_solutions.ipynb", source / "solutions" / "07_solutions.ipynb")
+        shutil.copy(source / OTHER, source / "solutions" / "03_solutions.ipynb")  # of another lesson
+    new = "03_solutions.ipynb" if version == "the same cells" else "07_solutions.ipynb"
+    told = lab.update(folder, source=source)
+    assert told[0] == f"solutions/{LESSON} is now solutions/{new}, with all that you wrote"
+    assert "my_way = 1" in lines(read(folder / "solutions" / new))
+    assert not (folder / "solutions" / LESSON).exists() and lab.update(folder, source=source) == []
+
+
+def test_solutions_of_a_lesson_that_is_gone_are_not_those_of_another(folder, source):
+    with edited(folder / "solutions" / "03_solutions.ipynb") as cells:
+        cells[1:1] = [own("my_way = 1")]
+    with edited(source / "solutions" / "03_solutions.ipynb") as cells:
+        now_all_different(cells)
+    os.replace(source / "solutions" / "03_solutions.ipynb", source / "solutions" / "04_solutions.ipynb")
+    told = "solutions/03_solutions.ipynb is no longer among the lessons: yours is now 03_solutions.before.ipynb"
+    assert lab.update(folder, source=source) == [told]
+    assert "my_way = 1" in lines(read(folder / "solutions" / "03_solutions.before.ipynb"))
+
+
 def test_a_lesson_that_is_gone_leaves_what_they_wrote(folder, source):
     with edited(folder / LESSON) as cells:
         with_answer(cells)
@@ -422,6 +456,28 @@ def test_a_page_that_both_changed_is_kept_beside_the_new_one(folder, source):
     assert lab.update(folder, source=source) == ["INDEX.md: yours is now INDEX.before.md"]
     assert (folder / "INDEX.md").read_text() == "published index"
     assert (folder / "INDEX.before.md").read_text() == "my index"
+
+
+def test_the_start_page_is_made_anew_around_what_they_wrote(folder, source):
+    page = folder / lab.START
+    page.write_text(page.read_text("utf-8").replace("# Start here", "# Start here\n\nMy line."), "utf-8")
+    with edited(source / LESSON) as cells:
+        cells[0]["source"] = "# A new question?\n\nAbout 77 minutes: 60 to read and run, 17 for the exercises."
+    assert lab.update(folder, source=source) == []
+    text = page.read_text("utf-8")
+    assert "My line." in text and re.search(r"\| A new question\? \| 77 \| 0 of \d+ \| \d+ \|", text)
+    (source / lab.START).write_text("# Published anew\n\n<!-- lessons -->\n<!-- lessons -->\n", "utf-8")
+    assert lab.update(folder, source=source) == ["START.md: yours is now START.before.md"]
+    assert "My line." in (folder / "START.before.md").read_text("utf-8")
+    text = page.read_text("utf-8")
+    assert text.startswith("# Published anew") and "A new question?" in text
+
+
+def test_a_start_page_from_before_it_was_published_is_replaced(folder, source):
+    for path in (folder / lab.START, folder / lab.BASES / lab.START):
+        path.write_text("# Who gets a gradient?\n\nAs the first version made it.", "utf-8")
+    assert lab.update(folder, source=source) == []
+    assert (folder / lab.START).read_text("utf-8").startswith("# Start here")
 
 
 def test_a_copy_made_by_hand_is_taken_as_it_is(folder, source):
@@ -457,12 +513,13 @@ def test_the_first_start_gives_what_is_published_and_a_page_to_start_from(as_pub
     assert lab.update(tmp_path / "mine", source=as_published) == []
     for path in as_published.rglob("*.*"):
         name = path.relative_to(as_published)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+        if path.is_file() and not any(part.startswith(".") for part in name.parts) and path.name != lab.START:
             assert (tmp_path / "mine" / name).read_bytes() == path.read_bytes()
     page = (tmp_path / "mine" / lab.START).read_text("utf-8")
-    rows = re.findall(r"^\| \[(\d\d) [^]]+\]\(([^)]+)\) \| [^|]{10,} \| \d+ \|$", page, re.M)
+    assert overview.plain(page.encode()) == overview.plain((as_published / lab.START).read_bytes())
+    rows = re.findall(r"^\| \[(\d\d) [^]]+\]\(([^)]+)\) \| [^|]{10,} \| \d+ \| 0 of \d+ \| \d+ \|$", page, re.M)
     assert [name for _, name in rows] == sorted(path.name for path in as_published.glob("*.ipynb"))
-    for link in re.findall(r"\]\(([^)]+)\)", page):
+    for link in re.findall(r"\]\(([^)#]+)", page):
         assert (tmp_path / "mine" / link).is_file(), link
 
 
@@ -556,7 +613,7 @@ def test_a_kill_at_the_first_start_is_mended_by_the_next(source, tmp_path):
         assert lab.update(new, source=source) == []
         for path in source.rglob("*.*"):
             copied = new / path.relative_to(source)
-            assert copied.read_bytes() == path.read_bytes()
+            assert overview.plain(copied.read_bytes()) == overview.plain(path.read_bytes())
         if not came:
             break
     assert 8 < count < 99
@@ -822,5 +879,5 @@ def test_jupyterlab_opens_the_start_page_with_our_defaults_and_the_users_setting
             server.terminate()
             server.stderr.read()
     assert sorted(path.name for path in (tmp_path / "mine").iterdir() if path.name[0] != ".") == sorted(
-        path.name for path in [*lessons.FOLDER.iterdir(), tmp_path / lab.START] if path.name[0] != "."
+        path.name for path in lessons.FOLDER.iterdir() if path.name[0] != "."
     )

@@ -16,18 +16,16 @@ import re
 import socket
 import subprocess
 import sys
-import tempfile
-import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from helpers.lessons import merging
+from helpers.lessons import files, merging, overview, progress
 
 COMMAND = "python -m helpers.lessons.lab"
-FOLDER, START = "gradient-lessons", "START.md"
-KEPT, BASES = ".published", ".published/lessons"
+FOLDER, START = "gradient-lessons", overview.PAGE
+KEPT, BASES = progress.KEPT, overview.PUBLISHED
 OVERRIDES = "labconfig/default_setting_overrides.json"
 """Where JupyterLab looks, in each folder of configuration, for defaults below the user's settings."""
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -38,12 +36,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/filebrowser-extension:browser": {"showLastModifiedColumn": False},
 }
-ASIDE = {
-    "aside": "cells that found no place when the lesson was brought up to date, each whole, with the reason",
-    "before": "a whole file of yours, as it was before a newer one took its name",
-    "fresh": "the lesson as it is published, because your file of that name cannot be read",
-}
-"""What a file beside a lesson is, by the word before the ending of its name."""
 
 
 class Refused(Exception):
@@ -76,8 +68,9 @@ def update(folder: Path, fresh: str | None = None, source: Path | None = None) -
             told.append(_begun_anew(folder, source, fresh))
         for name in names:
             told += _brought(folder, source, name)
-        _write(folder / KEPT / OVERRIDES, json.dumps(_settings(), indent=1).encode())
-        told += _brought(folder, source, START, _start_page(folder, source).encode())
+        files.write(folder / KEPT / OVERRIDES, json.dumps(_settings(), indent=1).encode())
+        with _locked(folder / progress.LOCK):
+            overview.refresh(folder)
     return told
 
 
@@ -89,18 +82,20 @@ def _in_checkout(folder: Path) -> bool:
     return whole or (any(parents) and used)
 
 
-def _brought(folder: Path, source: Path, name: str, text: bytes | None = None) -> Iterator[str]:
+def _brought(folder: Path, source: Path, name: str) -> Iterator[str]:
     """Bring one file up to date, and tell what there is to tell."""
     mine, base = folder / name, folder / BASES / name
-    new = (source / name).read_bytes() if text is None else text
-    have, was = _read(mine), _read(base)
+    new, have, was = (source / name).read_bytes(), files.read(mine), files.read(base)
+    if name == START:  # what we write into its marked places is no change of theirs
+        new, have, was = overview.plain(new), have and overview.plain(have), was and overview.plain(was)
     notebook, published = (merging.parsed(part) if name.endswith(".ipynb") else None for part in (have, new))
     if have is None or have == was:
-        _write(mine, new)
+        if have != new:
+            files.write(mine, new)
     elif published and not notebook:
         beside = mine.with_suffix(".fresh.ipynb")
         if not beside.exists():
-            _write(beside, new)
+            files.write(beside, new)
         yield f"{name} of yours is no notebook that can be read, and is left as it is. A fresh one is {beside.name}"
         return
     elif published and notebook and was != new:
@@ -109,11 +104,11 @@ def _brought(folder: Path, source: Path, name: str, text: bytes | None = None) -
         if cells:
             yield f"{name}: cells put aside, with the reasons, in {_put_aside(mine, cells)}: {len(cells)}"
         if merged != notebook:
-            _write(mine, merging.written(merged))
+            files.write(mine, merging.written(merged))
     elif not published and was != new and have != new:
-        yield f"{name}: yours is now {_set_aside(mine)}"
-        _write(mine, new)
-    _write(base, new)
+        yield f"{name}: yours is now {files.set_aside(mine)}"
+        files.write(mine, new)
+    files.write(base, new)
 
 
 def _renamed(folder: Path, source: Path, names: list[str]) -> Iterator[str]:
@@ -121,7 +116,7 @@ def _renamed(folder: Path, source: Path, names: list[str]) -> Iterator[str]:
     kept = folder / BASES
     for base in sorted(path for path in kept.rglob("*") if path.is_file() and path.suffix != ".saving"):
         name = base.relative_to(kept).as_posix()
-        if name in names or name == START:
+        if name in names:
             continue
         mine, was = folder / name, merging.parsed(base.read_bytes())
         others = [other for other in names if Path(other).parent == Path(name).parent and not (kept / other).exists()]
@@ -130,29 +125,39 @@ def _renamed(folder: Path, source: Path, names: list[str]) -> Iterator[str]:
         if share >= 0.5:
             if mine.exists():
                 if (folder / other).exists():
-                    yield f"{other}: yours is now {_set_aside(folder / other)}"
+                    yield f"{other}: yours is now {files.set_aside(folder / other)}"
                 os.replace(mine, folder / other)
                 yield f"{name} is now {other}, with all that you wrote"
             (kept / other).parent.mkdir(parents=True, exist_ok=True)
             os.replace(base, kept / other)
         else:
-            have = _read(mine)
+            have = files.read(mine)
             theirs = have is not None and merging.parsed(have)
             if have is not None and have != base.read_bytes() and not (was and theirs and merging.same(was, theirs)):
-                yield f"{name} is no longer among the lessons: yours is now {_set_aside(mine)}"
+                yield f"{name} is no longer among the lessons: yours is now {files.set_aside(mine)}"
             else:
                 mine.unlink(missing_ok=True)
             base.unlink()
 
 
 def _alike(was: dict[str, Any], new: Path, name: str) -> float:
-    """How many of a lesson's cells another one has; all if only its number differs."""
-    if new.suffix != ".ipynb" or new.stem.partition("_")[2] == Path(name).stem.partition("_")[2]:
-        return float(new.suffix == ".ipynb")
-    ids = [
-        {cell.get("id") for cell in notebook["cells"]} for notebook in (was, merging.parsed(new.read_bytes()) or was)
-    ]
+    """How many of a lesson's cells another one has; all if only its number, or the name of its solutions, differs."""
+    notebook = merging.parsed(new.read_bytes()) if new.suffix == ".ipynb" else None
+    if notebook is None:
+        return 0.0
+    if _lesson(name, was) == _lesson(new.name, notebook):
+        return 1.0
+    ids = [{cell.get("id") for cell in one["cells"]} for one in (was, notebook)]
     return len(ids[0] & ids[1]) / max(1, len(ids[0]))
+
+
+def _lesson(name: str, notebook: dict[str, Any]) -> str:
+    """What a notebook is about: ``01_requires_grad``, and solutions whose first cell names that lesson, are alike."""
+    lesson = Path(name).stem.partition("_")[2]
+    if lesson != "solutions":
+        return lesson
+    named = re.search(r"/\d+_(\w+)[.]ipynb", "".join(cell["source"] for cell in notebook["cells"][:1]))
+    return named[1] if named else name
 
 
 def _begun_anew(folder: Path, source: Path, lesson: str) -> str:
@@ -164,84 +169,35 @@ def _begun_anew(folder: Path, source: Path, lesson: str) -> str:
     mine = folder / found[0].name
     if not mine.exists():
         return f"{mine.name} is begun anew"
-    return f"{mine.name} is begun anew; yours is now {_set_aside(mine)}"
-
-
-def _set_aside(path: Path) -> str:
-    """Give a file of theirs another name, which this returns."""
-    names = (path.with_suffix(f".before{n}{path.suffix}") for n in ["", *(f"-{n}" for n in range(2, 10_000))])
-    new = next(name for name in names if not name.exists())
-    os.replace(path, new)
-    return new.name
+    return f"{mine.name} is begun anew; yours is now {files.set_aside(mine)}"
 
 
 def _put_aside(lesson: Path, cells: list[tuple[merging.Cell, str]]) -> str:
     """Add cells to the notebook beside the lesson that keeps such, unless they are there."""
     path = lesson.with_suffix(".aside.ipynb")
-    text = _read(path)
+    text = files.read(path)
     notebook = merging.parsed(text)
     if text and notebook is None:
-        _set_aside(path)
+        files.set_aside(path)
     notebook = notebook or {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     there = {cell["source"] for cell in notebook["cells"]}
     for cell, why in cells:
         if cell["source"] not in there:
             says = f"**`{cell['id']}`**, {datetime.date.today()}. {why}"
             notebook["cells"] += [merging.new_cell({"cell_type": "markdown", "source": says}), merging.new_cell(cell)]
-    _write(path, merging.written(notebook))
+    files.write(path, merging.written(notebook))
     return path.name
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-
-
-def _write(path: Path, text: bytes) -> None:
-    """Write a file whole or not at all, unless it is that already."""
-    if _read(path) == text:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".saving")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text)
-        os.chmod(name, path.stat().st_mode if path.exists() else 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Wait until no other start is at work in the folder. The system frees the lock of a process that ends."""
-    with path.open("ab") as file:
-        for _ in range(300):
-            try:
-                _lock(file.fileno())
-            except (BlockingIOError, PermissionError):
-                time.sleep(0.1)
-                continue
-            except OSError:  # a file system that has no locks
-                pass
-            break
-        else:
-            raise Refused(f"Another start has been at work in {path.parent.parent} for half a minute. Try again later")
-        yield
-
-
-def _lock(handle: int) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Wait until no other start is at work in the folder."""
+    try:
+        with files.locked(path, seconds=30):
+            yield
+    except files.Held:
+        folder = path.parent.parent
+        raise Refused(f"Another start has been at work in {folder} for half a minute. Try again later") from None
 
 
 def running(folder: Path) -> str | None:
@@ -276,61 +232,6 @@ def _settings() -> dict[str, dict[str, Any]]:
             for plugin, values in json.loads(place.read_bytes()).items():
                 settings.setdefault(plugin, {}).update(values)
     return settings
-
-
-def _start_page(folder: Path, source: Path) -> str:
-    """The page on which JupyterLab opens."""
-    rows = []
-    for path in sorted(source.glob("*.ipynb")):
-        title = "\n".join(cell["source"] for cell in (merging.parsed(path.read_bytes()) or {"cells": []})["cells"][:1])
-        heading, minutes = re.search(r"^# (.+)", title, re.M), re.search(r"About (\d+) minutes", title)
-        name = path.stem.replace("_", " ", 1)
-        rows.append(f"| [{name}]({path.name}) | {heading[1] if heading else ''} | {minutes[1] if minutes else ''} |")
-    found = sorted([*folder.glob("[!.]*.*.*"), *folder.glob("[!.]*/[!.]*.*.*")])
-    kinds = {path.relative_to(folder).as_posix(): path.suffixes[0][1:].partition("-")[0] for path in found}
-    aside = [f"- [{name}]({name}): {ASIDE[kind]}" for name, kind in kinds.items() if kind in ASIDE]
-    parts = [PAGE.format(rows="\n".join(rows), done=_done(folder), command=COMMAND)]
-    if aside:
-        parts += ["## Put aside", "", "Nothing of yours is lost. Delete what you no longer need.", "", *aside, ""]
-    return "\n".join(parts)
-
-
-def _done(folder: Path) -> str:
-    """What the start page says of the exercises and guesses done so far."""
-    return "Each lesson ends with `progress()`, which says it."
-
-
-PAGE = """# Who gets a gradient?
-
-Open a lesson here. Run its cells from the top, one by one, with Shift+Enter.
-
-| lesson | question | minutes |
-|---|---|---|
-{rows}
-
-Do you see an error or a symptom? Do you want something? [I see ... / I want ...](INDEX.md) names the section.
-There, the first click on a section opens its lesson; a second one, when it is open, goes to the section.
-
-## A guess
-
-Some cells begin with `guess = ...`. Write what you expect in place of the `...`, then run the cell: it says whether the
-run agrees with you. What comes out opens when you run it. A wrong guess costs nothing, and is worth most.
-
-## An exercise
-
-Write your answer into the cell below it, and run the cell. It says *right*, or what your answer shows. The hints are
-folded, by what you see. The folder `solutions` has an answer to each, with the reason.
-
-## What you have done
-
-{done}
-
-## Your copy
-
-All in this folder is yours: change it, add cells, break it. Each start brings the lessons up to date and keeps what you
-wrote. `{command} --fresh 03` begins lesson 03 anew and keeps yours beside it. This page is made
-anew at each start.
-"""
 
 
 def start(folder: Path, options: list[str]) -> int:
