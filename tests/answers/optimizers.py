@@ -18,7 +18,7 @@ MOVES = {
     "SGD, momentum; w.grad = None, zero_grad(set_to_none=False)": False,
     "Adam; zero_grad(set_to_none=False)": True,
     "AdamW, weight decay; new AdamW, zero_grad(set_to_none=False)": True,
-    "LBFGS; zero_grad()": True,
+    "LBFGS; zero_grad() in its closure": True,
 }
 right("moves-when-frozen")(MOVES)
 right("moves-when-frozen")(dict(reversed(MOVES.items())))
@@ -50,7 +50,7 @@ wrong("moves-when-frozen", ".grad belongs to the weight")(
     "A new optimizer forgets everything, the old gradient too.",
 )
 wrong("moves-when-frozen", "LBFGS is the exception")(
-    MOVES | {"LBFGS; zero_grad()": False}, "Every optimizer skips what has no .grad."
+    MOVES | {"LBFGS; zero_grad() in its closure": False}, "Every optimizer skips what has no .grad."
 )
 
 
@@ -78,13 +78,87 @@ def the_old_group_given_the_new_head(model, classes):
     return optimizer
 
 
-@right("new-head")
+@wrong("new-head", "make a new layer instead of changing the old one")
 def new_numbers_in_the_old_parameters(model, classes):
+    """A layer is its numbers."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     model.body.requires_grad_(False)
     new = nn.Linear(model.head.in_features, classes)
     model.head.weight.data, model.head.bias.data = new.weight.data, new.bias.data
     return optimizer
+
+
+@right("new-head")
+def by_the_recipe(model, classes):
+    model.requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+
+
+@right("new-head")
+def the_old_head_kept_under_another_name(model, classes):
+    model.requires_grad_(False)
+    model.old_head = model.head
+    model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.SGD(model.head.parameters(), lr=0.1, momentum=0.9)
+
+
+@right("new-head")
+def everything_held_the_old_head_too(model, classes):
+    model.requires_grad_(False)
+    model.add_module("before", model.head)
+    model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+@right("new-head")
+def the_same_layer_from_a_new_start(model, classes):
+    model.requires_grad_(False)
+    if model.head.out_features == classes:
+        model.head.reset_parameters()
+        model.head.requires_grad_(True)
+    else:
+        model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.SGD(model.head.parameters(), lr=0.1)
+
+
+@wrong("new-head", "uphill")
+def maximized(model, classes):
+    """To maximize is to do the best that one can."""
+    built_last(model, classes)
+    return torch.optim.SGD(model.head.parameters(), lr=0.1, maximize=True)
+
+
+@wrong("new-head", "model.head.bias has the numbers of the old head")
+def a_new_weight_only(model, classes):
+    """What is learned is in the weight."""
+    model.requires_grad_(False)
+    if model.head.out_features == classes:
+        nn.init.xavier_uniform_(model.head.weight)
+        model.head.requires_grad_(True)
+    else:
+        model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.SGD(model.head.parameters(), lr=0.1)
+
+
+@wrong("new-head", "model.head.weight has the numbers of the old head")
+def the_old_numbers_almost(model, classes):
+    """New numbers are numbers that differ, however little."""
+    old = model.head
+    built = built_last(model, classes)
+    if old.out_features == classes:
+        with torch.no_grad():
+            model.head.weight.copy_(1.0001 * old.weight)
+    return built
+
+
+@wrong("new-head", "These require a gradient: old_head.weight, old_head.bias")
+def the_old_head_kept_trainable(model, classes):
+    """A layer that forward does not use needs no flag."""
+    model.body.requires_grad_(False)
+    model.old_head = model.head
+    model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.SGD(model.head.parameters(), lr=0.1)
 
 
 @right("new-head")
@@ -113,14 +187,14 @@ def the_list_made_too_early(model, classes):
 
 
 @wrong("new-head", "the new head was not among them")
-def asked_again(model, classes):
+def flag_on_again(model, classes):
     """The flag decides what the optimizer moves."""
     optimizer = as_it_was(model, classes)
     model.head.requires_grad_(True)
     return optimizer
 
 
-@wrong("new-head", "Nothing asks now")
+@wrong("new-head", "Nothing requires a gradient now")
 def frozen_last(model, classes):
     """Freezing all of a model leaves the layer out that the optimizer trains."""
     model.head = nn.Linear(model.head.in_features, classes)
@@ -169,7 +243,7 @@ def out_features(model, classes):
     return torch.optim.SGD(model.head.parameters(), lr=0.1)
 
 
-@wrong("new-head", "the old numbers")
+@wrong("new-head", "has the numbers of the old head")
 def only_if_it_differs(model, classes):
     """A head of the right size can stay."""
     model.requires_grad_(False)
@@ -223,7 +297,7 @@ def four_inputs(model, classes):
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-@wrong("new-head", "Still asking: body.overhead.weight")
+@wrong("new-head", "These require a gradient: body.overhead.weight")
 def its_first_layer(model, classes):
     """A body is its first layer."""
     model.body[0].requires_grad_(False)
@@ -231,7 +305,7 @@ def its_first_layer(model, classes):
     return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
-@wrong("new-head", "Still asking: body.overhead.weight")
+@wrong("new-head", "These require a gradient: body.overhead.weight")
 def all_but_the_last_two(model, classes):
     """The head comes last among the parameters."""
     for parameter in list(model.parameters())[:-2]:
@@ -301,7 +375,7 @@ def body_in_eval_mode(model, optimizer):
         del parameter.grad
 
 
-@wrong("late-freeze", "its old .grad was still there")
+@wrong("late-freeze", "its old .grad was there")
 def of_the_first_group(model, optimizer):
     """An optimizer has one group."""
     model.body.requires_grad_(False)
@@ -309,7 +383,7 @@ def of_the_first_group(model, optimizer):
         parameter.grad = None
 
 
-@wrong("late-freeze", "With Adam body.0.0.weight still moves")
+@wrong("late-freeze", "With Adam body.0.0.weight moves on")
 def of_the_last_group(model, optimizer):
     """The groups of an optimizer have the order of the layers."""
     model.body.requires_grad_(False)
@@ -317,7 +391,7 @@ def of_the_last_group(model, optimizer):
         parameter.grad = None
 
 
-@wrong("late-freeze", "its old .grad was still there")
+@wrong("late-freeze", "its old .grad was there")
 def the_first_four(model, optimizer):
     """The body comes first in the optimizer."""
     model.body.requires_grad_(False)
@@ -356,7 +430,7 @@ def all_in_eval_mode(model, optimizer):
     model.eval()
 
 
-@wrong("late-freeze", "still asks: freeze it by its flag")
+@wrong("late-freeze", "requires a gradient: freeze it by its flag")
 def only_out_of_the_groups(model, optimizer):
     """What the optimizer does not hold is frozen."""
     body = set(model.body.parameters())
@@ -399,7 +473,7 @@ def as_it_drifted(model, optimizer):
     model.body.requires_grad_(False)
 
 
-@wrong("late-freeze", "its old .grad was still there")
+@wrong("late-freeze", "its old .grad was there")
 def flags_only(model, optimizer):
     """The optimizer looks at the flag."""
     model.body.requires_grad_(False)
@@ -421,20 +495,20 @@ def no_weight_decay(model, optimizer):
         group["weight_decay"] = 0
 
 
-@wrong("late-freeze", "still asks: freeze it by its flag")
+@wrong("late-freeze", "requires a gradient: freeze it by its flag")
 def gradient_only(model, optimizer):
     """A gradient that is taken away does not come again."""
     for parameter in model.body.parameters():
         parameter.grad = None
 
 
-@wrong("late-freeze", "still asks")
+@wrong("late-freeze", "requires a gradient")
 def eval_mode(model, optimizer):
     """eval() stops training."""
     model.body.eval()
 
 
-@wrong("late-freeze", "stands still")
+@wrong("late-freeze", "does not move")
 def rate_zero(model, optimizer):
     """A learning rate belongs to a layer."""
     model.body.requires_grad_(False)
@@ -457,7 +531,7 @@ def its_state_removed(model, optimizer):
         optimizer.state.pop(parameter, None)
 
 
-@wrong("late-freeze", "its old .grad was still there")
+@wrong("late-freeze", "its old .grad was there")
 def built_again(model, optimizer):
     """A new optimizer in the function is the one that the loop goes on with."""
     model.body.requires_grad_(False)
@@ -470,7 +544,7 @@ def copied(model, optimizer):
     model.body = copy.deepcopy(model.body).requires_grad_(False)
 
 
-@wrong("late-freeze", "Nothing asks now")
+@wrong("late-freeze", "Nothing requires a gradient now")
 def everything(model, optimizer):
     """What the optimizer has begun to train goes on training."""
     model.requires_grad_(False)
@@ -580,7 +654,7 @@ def one_rate(model, rate, optimizer=None):
 
 @wrong("two-rates", "changes flags")
 def unfreezes(model, rate, optimizer=None):
-    """What an optimizer holds must ask."""
+    """What an optimizer holds must require a gradient."""
     model.requires_grad_(True)
     return everything_from_the_start(model, rate, optimizer)
 
