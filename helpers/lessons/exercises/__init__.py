@@ -48,11 +48,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from helpers.lessons import errors
+from helpers.lessons import errors, progress
 
 RAISES = "raises"
 """What a table says of a line that raises an error."""
-MARKS = {"right": "✓", "not yet": "✗", "not attempted": "○"}
+LEAST = "not attempted"
+MARKS = {"right": "✓", "not yet": "✗", LEAST: "○"}
 COLORS = {"right": "#2da44e", "not yet": "#e8912d", "not attempted": "#8c959f"}
 
 
@@ -170,8 +171,15 @@ class Lesson:
         return _verdict(examine, "")
 
     def progress(self) -> None:
-        """Show how many exercises and predictions of the lesson are right, and which are not."""
-        standing = {name: self._standing.get(name, "not attempted") for name in (*self.predictions, *self.exercises)}
+        """Show how many exercises and predictions of the lesson are right, and which are not.
+
+        In a learner's copy what was right once counts, also before the kernel was started anew.
+        """
+        before = progress.standing(self.name)
+        standing = {
+            name: max(self._standing.get(name, LEAST), before.get(name, LEAST), key=list(MARKS)[::-1].index)
+            for name in (*self.predictions, *self.exercises)
+        }
         right = list(standing.values()).count("right")
         print(f"{right} of {len(standing)} right")
         for how in ("not yet", "not attempted"):
@@ -181,6 +189,8 @@ class Lesson:
     def _tell(self, name: str, verdict: Verdict) -> None:
         self._standing[name] = verdict.standing
         _show(f"{MARKS[verdict.standing]} {verdict.standing}", self.title(name), verdict)
+        if told := progress.record(self.name, name, verdict.standing):
+            print(told)
 
 
 def _verdict(examine: Callable[[], None], follows: str) -> Verdict:
