@@ -96,13 +96,15 @@ def leave_answers_out_of_the_search(app, doctree):
 
 
 def describe_pictures(app, doctree):
-    """A picture's alternative text is the beginning of its words, which the notebook prints in full below it."""
+    """A picture's alternative text is the beginning of its words, which are folded below it. On a phone a wide one is
+    moved sideways, not made too small to read."""
     for bundle in doctree.findall(nodes.container):
         if bundle.get("nb_element") == "mime_bundle":  # one output in several forms
             words = next((form.astext() for form in bundle if form["mime_type"] == "text/plain"), "")
             beginning = textwrap.shorten(" ".join(words.splitlines()[:2]), 120, placeholder=" ...")
             for picture in bundle.findall(nodes.image):
                 picture["alt"] = f"{beginning} (in words below)"
+                picture["classes"] += ["wide"] * (int(picture.get("width", 0)) > 540)
 
 
 def name_start_page(app, error):

@@ -122,7 +122,7 @@ class watch:
         told = [(look, [what, f"{len(names):,}", html.escape(few(names, 8))]) for look, what, names in rows]
         frozen = f"{len(unexpected):,} of them" if unexpected else "none"
         above = f"<p>{len(changed):,} of {self._size:,} entries changed, {frozen} meant to be frozen</p>"
-        return above + as_html(["", "entries", "which"], told, numbers=["entries"])
+        return above + as_html(["state_dict", "entries", "which"], told, numbers=["entries"])
 
     def _ended(self) -> tuple[list[str], list[str], list[str]]:
         if self._lists is None:

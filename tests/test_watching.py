@@ -141,7 +141,7 @@ def test_replaced_module_and_what_came_and_went():
     assert head.startswith("<p>4 of 6 entries changed, 2 of them meant to be frozen</p><table>")
     told = [re.findall(r"<t[hd][^>]*>([^<]*)", row) for row in rows]
     assert told == [
-        ["", "entries", "which"],
+        ["state_dict", "entries", "which"],
         ["changed, though frozen", "2", "1.weight, 1.bias"],
         ["changed, not frozen", "2", "1.0.weight, 2.weight"],
         ["trainable, unmoved", "2", "0.weight, 0.bias"],
