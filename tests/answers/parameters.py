@@ -2,8 +2,10 @@
 
 import copy
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from tests.tools.exercises import Answers
 
@@ -29,7 +31,7 @@ wrong("what-registers", ".to() had nothing to convert and returned the Parameter
 wrong("what-registers", "the result of an operation is a plain tensor")(
     KNOWN | {"half": [True, True]}, "What is computed from a Parameter is a Parameter."
 )
-wrong("what-registers", "A frozen Parameter is still one")(
+wrong("what-registers", "A frozen Parameter is a Parameter")(
     KNOWN | {"frozen": [False, True]}, "A frozen Parameter is a buffer."
 )
 wrong("what-registers", "there is no tensor to train or to save")(
@@ -40,7 +42,7 @@ wrong("what-registers", "a buffer is saved unless")(
     KNOWN | {"fixed": [False, False]}, "A state_dict holds what is trained."
 )
 wrong("what-registers", "says that cache is not saved")(KNOWN | {"cache": [False, True]}, "Every buffer is saved.")
-wrong("what-registers", "who knows it?")(
+wrong("what-registers", "who knows the layer?")(
     KNOWN | {"layers": [True, True]}, "A layer registers itself, wherever it is kept."
 )
 wrong("what-registers", "makes a Parameter of a plain tensor")(
@@ -110,7 +112,7 @@ def a_sequential_for_each(dim, tasks):
 
 @wrong("hidden-heads", "is not of nn")
 class AsItWas(nn.Module):
-    """What a layer in the network needs is to be an attribute, in whatever it is kept."""
+    """A layer belongs to the network if it is kept in an attribute, in whatever form."""
 
     def __init__(self, dim, tasks):
         super().__init__()
@@ -163,7 +165,7 @@ class AsBuffers(nn.Module):
         return {t: last(first(x).relu()) for t, (first, last) in self.heads.items()}
 
 
-@wrong("hidden-heads", "modules of the inner containers")
+@wrong("hidden-heads", "The inner containers are modules")
 class OnlyInside(nn.Module):
     """It is enough that the layers are in a ModuleList, wherever that is kept."""
 
@@ -201,9 +203,9 @@ class Copies(nn.Module):
         return {t: last(first(x).relu()) for t, (first, last) in self.heads.items()}
 
 
-@wrong("hidden-heads", "gives other scores: there are 0 entries")
+@wrong("hidden-heads", "finds 0 of the")
 class OnlyTrained(nn.Module):
-    """What parameters() gives is all that is asked of a network."""
+    """A network is what its parameters() gives."""
 
     def __init__(self, dim, tasks):
         super().__init__()
@@ -265,8 +267,9 @@ class Registered(nn.Module):
         self.register_buffer("scratch", torch.zeros(size), persistent=False)
 
     def forward(self, x):
-        self.scratch = x.detach().mean(0)
-        self.mean = 0.9 * self.mean + 0.1 * self.scratch
+        if self.training:
+            self.scratch = x.detach().mean(0)
+            self.mean = 0.9 * self.mean + 0.1 * self.scratch
         return (x - self.mean) * self.scale
 
 
@@ -284,7 +287,8 @@ class InPlace(nn.Module):
         self.mean.lerp_(self.scratch, 0.1)
 
     def forward(self, x):
-        self.update(x)
+        if self.training:
+            self.update(x)
         return (x - self.mean) * self.scale
 
 
@@ -306,8 +310,9 @@ class WithALayerInside(nn.Module):
         return self.norm.running_mean
 
     def forward(self, x):
-        self.scratch = x.data.mean(0)
-        self.mean.mul_(0.9).add_(0.1 * self.scratch)
+        if self.training:
+            self.scratch = x.data.mean(0)
+            self.mean.mul_(0.9).add_(0.1 * self.scratch)
         return (x - self.mean) * self.scale
 
 
@@ -326,8 +331,9 @@ class SavedByItself(nn.Module):
         self.mean = state["mean"]
 
     def forward(self, x):
-        self.scratch = torch.mean(x, 0).detach()
-        self.mean = (self.mean * 0.9 + self.scratch * 0.1).detach()
+        if self.training:
+            self.scratch = torch.mean(x, 0).detach()
+            self.mean = (self.mean * 0.9 + self.scratch * 0.1).detach()
         return torch.einsum("rs,s->rs", x - self.mean, self.scale)
 
 
@@ -336,6 +342,30 @@ class Parametrized(Registered):
     def __init__(self, size):
         super().__init__(size)
         nn.utils.parametrize.register_parametrization(self, "scale", nn.Identity())
+
+
+@right("running-mean")
+class HeldWithoutRecording(Registered):
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                self.scratch = x.mean(0)
+                self.mean += 0.1 * (self.scratch - self.mean)
+        return torch.addcmul(torch.zeros_like(x), x - self.mean, self.scale)
+
+
+@right("running-mean")
+class HeldByTheMode(Registered):
+    def train(self, mode=True):
+        self.rate = 0.1 if mode else 0.0
+        return super().train(mode)
+
+    def forward(self, x):
+        rate = getattr(self, "rate", 0.1)
+        if rate:
+            self.scratch = x.detach().mean(0)
+            self.mean = (1 - rate) * self.mean + rate * self.scratch
+        return (x - self.mean) * self.scale
 
 
 @wrong("running-mean", "It is frozen now, but one requires_grad_(True)")
@@ -349,10 +379,19 @@ class FrozenParameter(nn.Module):
         self.scratch = nn.Buffer(torch.zeros(size), persistent=False)
 
     def forward(self, x):
-        with torch.no_grad():
-            self.scratch.copy_(x.mean(0))
-            self.mean.lerp_(self.scratch, 0.1)
+        if self.training:
+            with torch.no_grad():
+                self.scratch.copy_(x.mean(0))
+                self.mean.lerp_(self.scratch, 0.1)
         return (x - self.mean) * self.scale
+
+
+@wrong("running-mean", "It is frozen now, but one requires_grad_(True)")
+class HiddenParameter(FrozenParameter):
+    """What the layer does not name is in no parameters()."""
+
+    def named_parameters(self, *args, **kwargs):
+        return ((name, p) for name, p in super().named_parameters(*args, **kwargs) if name != "mean")
 
 
 @wrong("running-mean", "mean stayed float32")
@@ -375,6 +414,15 @@ class PlainScratch(Registered):
         self.scratch = torch.zeros(size)
 
 
+@wrong("running-mean", "scratch stayed float32")
+class MovedByHand(PlainScratch):
+    """A layer is moved by a call of its own double()."""
+
+    def double(self):
+        self.scratch = self.scratch.double()
+        return super().double()
+
+
 @wrong("running-mean", "mean was not saved")
 class NothingSaved(Registered):
     """To be saved, it is enough to be a buffer."""
@@ -393,13 +441,14 @@ class ScratchSaved(Registered):
         self.register_buffer("scratch", torch.zeros(size))
 
 
-@wrong("running-mean", "a history that grows with every batch")
+@wrong("running-mean", "requires grad")
 class Recorded(Registered):
     """A buffer is never recorded."""
 
     def forward(self, x):
-        self.scratch = x.mean(0)
-        self.mean = 0.9 * self.mean + 0.1 * self.scratch
+        if self.training:
+            self.scratch = x.mean(0)
+            self.mean = 0.9 * self.mean + 0.1 * self.scratch
         return (x - self.mean) * self.scale
 
 
@@ -412,9 +461,30 @@ class NothingRecorded(Registered):
         return super().forward(x)
 
 
-@wrong("running-mean", "a buffer is not trained")
+@wrong("running-mean", "In train mode the gradient of x")
+class CutOff(Registered):
+    """If the mean is a constant, so is what it is subtracted from."""
+
+    def forward(self, x):
+        x = super().forward(x.detach()) if self.training else super().forward(x)
+        return x
+
+
+@wrong("running-mean", "In train mode the gradient of x")
+class ThroughTheMean(Registered):
+    """It is enough that the buffer is detached in the end."""
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        self.scratch, self.mean = x.detach().mean(0), mean.detach()
+        return (x - mean) * self.scale
+
+
+@wrong("running-mean", "it is a buffer")
 class ScaleIsABuffer(Registered):
-    """A buffer that asks for a gradient is trained."""
+    """A buffer that requires grad is trained."""
 
     def __init__(self, size):
         super().__init__(size)
@@ -422,9 +492,9 @@ class ScaleIsABuffer(Registered):
         self.scale = nn.Buffer(torch.ones(size, requires_grad=True))
 
 
-@wrong("running-mean", "only a Parameter is trained")
-class ScaleAsks(Registered):
-    """What asks for a gradient is trained."""
+@wrong("running-mean", "it is no Parameter")
+class ScaleRequiresGrad(Registered):
+    """What requires grad is trained."""
 
     def __init__(self, size):
         super().__init__(size)
@@ -437,8 +507,29 @@ class NotRunning(Registered):
     """The running mean is the mean of the batch that runs."""
 
     def forward(self, x):
-        self.mean = self.scratch = x.detach().mean(0)
+        if self.training:
+            self.scratch = x.detach().mean(0)
+            self.mean = self.scratch.clone()
         return (x - self.mean) * self.scale
+
+
+@wrong("running-mean", "mean is not 0.9 * mean + 0.1 * scratch")
+class NearlyRight(Registered):
+    """A hundred-thousandth does no harm."""
+
+    def forward(self, x):
+        if self.training:
+            self.scratch = x.detach().mean(0)
+            self.mean = 0.90001 * self.mean + 0.1 * self.scratch
+        return (x - self.mean) * self.scale
+
+
+@wrong("running-mean", "With a single row")
+class NotForOneRow(Registered):
+    """A single row has no mean."""
+
+    def forward(self, x):
+        return super().forward(x) if len(x) > 1 or not self.training else (x - self.mean) * self.scale
 
 
 @wrong("running-mean", "x itself was changed")
@@ -446,21 +537,51 @@ class ChangesTheInput(Registered):
     """What a layer is given is its own."""
 
     def forward(self, x):
-        self.scratch = x.detach().mean(0)
-        self.mean = 0.9 * self.mean + 0.1 * self.scratch
+        if self.training:
+            self.scratch = x.detach().mean(0)
+            self.mean = 0.9 * self.mean + 0.1 * self.scratch
         x -= self.mean
         return x * self.scale
 
 
-@wrong("running-mean", "in eval mode mean is not what it should be: yours is what it was before the call")
-class OnlyInTraining(Registered):
-    """A running mean stands still in eval mode by itself, so every layer has to see to it."""
+@wrong("running-mean", "In eval mode mean is to be unchanged")
+class AlsoInEval(Registered):
+    """A running mean runs whenever the layer does."""
 
     def forward(self, x):
-        if self.training:
-            return super().forward(x)
         self.scratch = x.detach().mean(0)
+        self.mean = 0.9 * self.mean + 0.1 * self.scratch
         return (x - self.mean) * self.scale
+
+
+@wrong("running-mean", "In eval mode scratch is to be unchanged")
+class ScratchInEval(Registered):
+    """Scratch is no state, so it may change."""
+
+    def forward(self, x):
+        if not self.training:
+            self.scratch = x.detach().mean(0)
+        return super().forward(x)
+
+
+@wrong("running-mean", "After a call under no_grad mean is not what it should be")
+class OnlyWhenRecording(Registered):
+    """Where nothing is recorded, nothing is updated."""
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled():
+            return super().forward(x)
+        if self.training:
+            self.scratch = x.detach().mean(0)
+        return (x - self.mean) * self.scale
+
+
+@wrong("running-mean", "In eval mode the result should be")
+class NothingInEval(Registered):
+    """A layer that holds its mean does nothing."""
+
+    def forward(self, x):
+        return super().forward(x) if self.training else x * self.scale + 1
 
 
 @wrong("running-mean", "Two layers have the same tensor as mean")
@@ -630,194 +751,91 @@ class AlwaysFloat(Containers):
         return super().forward(x.float())
 
 
-@right("running-mean")
-class HeldWithoutRecording(Registered):
-    def forward(self, x):
-        with torch.no_grad():
-            self.scratch = x.mean(0)
-            self.mean += 0.1 * (self.scratch - self.mean)
-        return torch.addcmul(torch.zeros_like(x), x - self.mean, self.scale)
+right("what-registers")({name: [np.bool_(part) for part in pair] for name, pair in KNOWN.items()})
+right("what-registers")({name: [torch.tensor(part) for part in pair] for name, pair in KNOWN.items()})
+right("what-registers")({name: np.array(pair) for name, pair in KNOWN.items()})
+right("what-registers")({name: [int(part) for part in pair] for name, pair in KNOWN.items()})
+wrong("what-registers", "What is in the dictionary is not registered")(
+    KNOWN | {"layers": [False, True]}, "A layer in a dictionary is not trained, but saved."
+)
+wrong("what-registers", "takes True or False twice")(
+    KNOWN | {"fixed": ["saved", "moved"]}, "The question is what becomes of it."
+)
 
 
-@wrong("running-mean", "scales x before the mean is subtracted")
-class ScalesFirst(Registered):
-    """The order of scaling and subtracting does not matter."""
-
-    def forward(self, x):
-        super().forward(x)
-        return x * self.scale - self.mean
-
-
-@wrong("running-mean", "divides by scale")
-class Divides(Registered):
-    """To scale is to divide by the scale, as one does with a standard deviation."""
-
-    def forward(self, x):
-        super().forward(x)
-        return (x - self.mean) / self.scale
-
-
-@wrong("running-mean", "yours gives other numbers")
-class OneScaleForAll(Registered):
-    """A layer has one scale."""
-
-    def forward(self, x):
-        super().forward(x)
-        return (x - self.mean) * self.scale.mean()
-
-
-@wrong("running-mean", "the mean as it was before this call")
-class ResultFirst(Registered):
-    """The statistics are for the next batch."""
-
-    def forward(self, x):
-        mean = self.mean
-        super().forward(x)
-        return (x - mean) * self.scale
-
-
-@wrong("running-mean", "yours is 0.1 * mean + 0.9 * scratch")
-class Swapped(Registered):
-    """The newest counts most."""
-
-    def forward(self, x):
-        self.scratch = x.detach().mean(0)
-        self.mean = 0.1 * self.mean + 0.9 * self.scratch
-        return (x - self.mean) * self.scale
-
-
-@wrong("running-mean", "After a call mean is in parameters(). It is frozen now")
-class BecomesAParameter(Registered):
-    """Whatever is assigned to a buffer's name is a buffer."""
-
-    def forward(self, x):
-        self.scratch = x.detach().mean(0)
-        self.mean = nn.Parameter(0.9 * self.mean + 0.1 * self.scratch, requires_grad=False)
-        return (x - self.mean) * self.scale
-
-
-@wrong("running-mean", "scale is another Parameter")
-class NewScale(Registered):
-    """A Parameter under the same name is the same Parameter."""
-
-    def forward(self, x):
-        result = super().forward(x)
-        self.scale = nn.Parameter(self.scale.detach().clone())
-        return result
-
-
-@wrong("running-mean", "A call changed the numbers of scale")
-class ScalesItself(Registered):
-    """A layer may move its own Parameters."""
-
-    def forward(self, x):
-        result = super().forward(x)
-        self.scale.data = self.scale.data * 1.0001
-        return result
-
-
-@wrong("running-mean", "forward uses something that is not loaded")
-class Mirror(Registered):
-    """What is in state_dict() is saved and loaded, wherever forward keeps its own."""
-
-    def __init__(self, size):
-        super().__init__(size)
-        self.m = torch.zeros(size)
-
-    def forward(self, x):
-        self.scratch = x.detach().mean(0)
-        self.m = (0.9 * self.m + 0.1 * self.scratch).to(x.dtype)
-        self.mean = self.m
-        return (x - self.m) * self.scale
-
-
-@wrong("running-mean", "a tensor of inference_mode")
-class UnderInference(Registered):
-    """inference_mode is no_grad, only faster."""
-
-    def forward(self, x):
-        with torch.inference_mode():
-            self.scratch = x.mean(0)
-            self.mean = 0.9 * self.mean + 0.1 * self.scratch
-        return (x - self.mean) * self.scale
-
-
-@wrong("running-mean", "under no_grad scratch is not what it should be: yours is what it was before the call")
-class OnlyWhenRecording(Registered):
-    """no_grad holds statistics too."""
-
-    def forward(self, x):
-        if torch.is_grad_enabled():
-            return super().forward(x)
-        return (x - self.mean) * self.scale
-
-
-@wrong("running-mean", "changed the flag of x")
-class AsksOfX(Registered):
-    """What goes into a layer has to ask for a gradient."""
-
-    def forward(self, x):
-        return super().forward(x.requires_grad_(True))
-
-
-@wrong("running-mean", "keeps a tensor that has a history")
-class KeepsTheResult(Registered):
-    """A layer may keep what it likes."""
-
-    def forward(self, x):
-        self.last = super().forward(x)
-        return self.last
-
-
-@wrong("running-mean", "mean and scratch are one tensor")
-class OneTensor(nn.Module):
-    """register_buffer copies what it is given."""
-
-    def __init__(self, size):
+@right("hidden-heads")
+class StackedWeights(nn.Module):
+    def __init__(self, dim, tasks):
         super().__init__()
-        zeros = torch.zeros(size)
-        self.scale = nn.Parameter(torch.ones(size))
-        self.register_buffer("mean", zeros)
-        self.register_buffer("scratch", zeros, persistent=False)
+        self.first = nn.Parameter(torch.randn(len(tasks), dim, 4))
+        self.shift = nn.Parameter(torch.zeros(len(tasks), 1, 4))
+        self.last = nn.ModuleDict({t: nn.Linear(4, n) for t, n in tasks.items()})
 
     def forward(self, x):
-        self.scratch = x.detach().mean(0)
-        self.mean = 0.9 * self.mean + 0.1 * self.scratch
-        return (x - self.mean) * self.scale
+        hidden = torch.clamp(x @ self.first + self.shift, min=0)
+        return {t: last(h) for (t, last), h in zip(self.last.items(), hidden, strict=True)}
 
 
-@wrong("running-mean", "scratch asks for a gradient: it was computed from an x that asks")
-class OnlyMeanDetached(Registered):
-    """Only what is saved has to be detached."""
+def _bend(name, function):
+    """A wrong answer with another function between stacked layers: what cannot be told from the weights' shapes."""
+
+    class Bent(OneWideLayer):
+        def forward(self, x):
+            parts = function(self.first(x)).split(4, dim=1)
+            return {t: last(part) for (t, last), part in zip(self.last.items(), parts, strict=True)}
+
+    Bent.__name__ = name
+    wrong("hidden-heads", "with a ReLU between them")(Bent, f"{name} bends as well, so it will do in place of a ReLU.")
+
+
+for bend in (torch.tanh, torch.sigmoid, torch.square, torch.abs, F.gelu, F.silu, F.elu, F.relu6, F.hardtanh):
+    _bend(bend.__name__, bend)
+_bend("leaky_relu", lambda x: F.leaky_relu(x, 0.5))
+
+
+@wrong("hidden-heads", "with a ReLU between them")
+class ReLUAtTheEnd(Containers):
+    """Scores are not below zero."""
 
     def forward(self, x):
-        self.scratch = x.mean(0)
-        self.mean = 0.9 * self.mean + 0.1 * self.scratch.detach()
-        return (x - self.mean) * self.scale
+        return {t: score.relu() for t, score in super().forward(x).items()}
 
 
-@wrong("running-mean", "It asks for a gradient, so an optimizer would train it")
-class TrainedMean(FrozenParameter):
-    """Everything that belongs to a layer is a Parameter."""
+@wrong("hidden-heads", "finds 0 of the")
+class AllByHand(nn.Module):
+    """A network may say for itself what its Parameters are, and what is saved."""
 
-    def __init__(self, size):
-        super().__init__(size)
-        self.mean = nn.Parameter(torch.zeros(size))
+    def __init__(self, dim, tasks):
+        super().__init__()
+        self.heads = {t: [nn.Linear(dim, 4), nn.Linear(4, n)] for t, n in tasks.items()}
+
+    def layers(self):
+        return {f"{t}.{i}": layer for t, parts in self.heads.items() for i, layer in enumerate(parts)}
+
+    def parameters(self, recurse=True):
+        return (p for layer in self.layers().values() for p in layer.parameters())
+
+    def state_dict(self, *args, **kwargs):
+        return {f"{n}.{k}": v for n, layer in self.layers().items() for k, v in layer.state_dict().items()}
+
+    def load_state_dict(self, state, *args, **kwargs):
+        for name, layer in self.layers().items():
+            layer.load_state_dict({k: state[f"{name}.{k}"] for k in ("weight", "bias")})
+
+    def _apply(self, fn, recurse=True):
+        for layer in self.layers().values():
+            layer._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def forward(self, x):
+        return {t: last(first(x).relu()) for t, (first, last) in self.heads.items()}
 
 
-@wrong("running-mean", "should be float32")
-class DoubleFromTheStart(Registered):
-    """More digits are always better."""
+@wrong("hidden-heads", "does not require grad, so it does not train")
+class FrozenFirst(Containers):
+    """The first layer of a head is a feature, and need not train."""
 
-    def __init__(self, size):
-        super().__init__(size)
-        self.double()
-
-
-@wrong("running-mean", "should have the shape (3,)")
-class AsARow(Registered):
-    """One number for each column is a table with one row."""
-
-    def __init__(self, size):
-        super().__init__(size)
-        self.scale = nn.Parameter(torch.ones(1, size))
+    def __init__(self, dim, tasks):
+        super().__init__(dim, tasks)
+        for first, _ in self.heads.values():
+            first.requires_grad_(False)

@@ -1,5 +1,6 @@
-"""The exercises and predictions of the lesson on parameters."""
+"""The exercises of the lesson on parameters: what their checks measure. The sentences are in parameters.toml."""
 
+import contextlib
 import copy
 import itertools
 import textwrap
@@ -8,85 +9,25 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from helpers.lessons.exercises import RAISES, Lesson, NotYet, kind, run, table, taken
+from helpers.lessons.exercises import Lesson, NotYet, kind, run, scalar, table, taken
 
-lesson = Lesson()
+lesson = Lesson("parameters")
 check, predict, progress = lesson.check, lesson.predict, lesson.progress
 
-lesson.prediction(
-    "table",
-    {
-        (True, False, False): "tensor asks and gets a gradient, yet parameters() does not give it to the optimizer.",
-        (False, True, False): "The layer in the list is a module, but nobody told the model: it does not look inside.",
-        (False, False, True): "doubled began as a Parameter. What .double() returned is none: see its first column.",
-        (True, True, True): "All three took part. The optimizer moves what parameters() gives: see that column.",
-        (True, True, False): "To ask, or to be a layer, is not enough: the optimizer moves what parameters() gives.",
-        (
-            True,
-            False,
-            True,
-        ): "Asking is not enough: look at the column parameters(), from which the optimizer was made.",
-        (
-            False,
-            True,
-            True,
-        ): "Of a Parameter and from a Parameter: but does the model know them? Look at the column parameters().",
-    },
-)
-lesson.prediction(
-    "double",
-    {
-        (False, False): "With float32 there is nothing to convert: .to() returns the Parameter itself.",
-        (True, True): "A conversion is an operation: its result is a plain tensor, which a module does not register.",
-        (False, True): "It is the other way round: a new tensor is float32, so only float64 makes a new one.",
-    },
-)
-lesson.prediction(
-    "buffer",
-    {
-        False: "The name stays registered: of a plain tensor assignment asks whether the name is a buffer's.",
-        RAISES: "That is what happens at a Parameter's name. A plain tensor is just what a buffer is.",
-    },
-)
-lesson.prediction(
-    "frozen-or-buffer",
-    {
-        (
-            True,
-            False,
-            False,
-        ): "Frozen are the flags. The layer writes to its statistics in forward, without a gradient.",
-        (True, True, True): "requires_grad_ of a module goes through parameters(), and a buffer is not among them.",
-        (True, True, False): "requires_grad_ reaches Parameters only, and forward changes BatchNorm's buffers.",
-        (False, False, True): "Freezing does not last: one call for the whole module reaches every Parameter.",
-        (False, False, False): "A frozen Parameter is still a Parameter, and BatchNorm's statistics need no gradient.",
-        (False, True, False): "It is the other way round: requires_grad_ of a module reaches Parameters, not buffers.",
-        (
-            False,
-            True,
-            True,
-        ): "The last is right. requires_grad_ of a module reaches Parameters, frozen or not, no buffers.",
-    },
-)
-lesson.prediction(
-    "tied",
-    {
-        (2, 2, True): "Two layers, two names, but one object: count objects, and look whose flag was set.",
-        (2, 2, False): "named_parameters() gives each object once, under its first name.",
-        (1, 1, False): "It is one object, yet each layer saves its own entry: state_dict() has both names.",
-        (1, 2, True): "The names are right. Freezing 1 sets a flag of the one Parameter that both layers have.",
-        (1, 1, True): "One object, then: so it has one flag. And state_dict() has an entry for each name.",
-        (2, 1, False): "It is the other way round: named_parameters() gives each object once, state_dict() each name.",
-        (2, 1, True): "named_parameters() gives each object once, state_dict() each name: and one object has one flag.",
-    },
-)
+
+@contextlib.contextmanager
+def _float32():
+    """New tensors are float32, as the statements say, whatever the kernel was told before."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
-@lesson.exercise(
-    "what-registers",
-    follows="A module knows what it was given as a Parameter, buffer or module, whatever its flag; the class of the "
-    "value that is assigned decides, not where it came from.",
-)
+@lesson.exercise("what-registers")
+@_float32()
 def what_registers(answer):
     class Model(nn.Module):
         def __init__(self):
@@ -106,91 +47,44 @@ def what_registers(answer):
     names = ("same", "half", "frozen", "empty", "fixed", "cache", "layers", "steps")
     seen = {name: (name in trained, name in saved) for name in names}
     if isinstance(answer, dict):
-        answer = {name: tuple(pair) if isinstance(pair, list) else pair for name, pair in answer.items()}
-        for name, pair in answer.items():
-            empty = pair is ... or (isinstance(pair, tuple) and any(part is ... for part in pair))
-            if not empty and not (isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_verdict, pair))):
-                yours = list(pair) if isinstance(pair, tuple) else kind(pair)
-                raise NotYet(f"Row {name!r} takes True or False twice, such as [True, False]; yours is {yours}.")
-    beliefs = {
-        ("same", (False, False)): "same was float32 already: .to() had nothing to convert and returned the Parameter.",
-        ("same", (False, True)): "same is the Parameter itself, and no buffer: .to() had nothing to convert.",
-        ("same", (True, False)): "same is a Parameter that the module knows, and each of those is saved as well.",
-        ("half", (True, True)): "half was computed from a Parameter, and the result of an operation is a plain tensor.",
-        ("half", (True, False)): "half asks for a gradient, but it is a result, and results are not registered.",
-        ("half", (False, True)): "half is a plain tensor, an ordinary attribute: nothing saves it.",
-        ("frozen", (False, True)): "Freezing sets a flag. A frozen Parameter is still one, and parameters() gives it.",
-        ("frozen", (False, False)): "Neither parameters() nor state_dict() looks at the flag of frozen.",
-        ("frozen", (True, False)): "What is not trained is saved all the same: a Parameter is saved, frozen or not.",
-        ("empty", (True, True)): "empty is a place with nothing in it: there is no tensor to train or to save.",
-        ("empty", (False, True)): "The place of empty is registered, but there is nothing in it to save.",
-        ("empty", (True, False)): "None is no Parameter: parameters() passes by an empty place.",
-        ("fixed", (True, True)): "fixed is a buffer: saved, and in buffers(), but not in parameters().",
-        ("fixed", (False, False)): "fixed is a buffer, and a buffer is saved unless it was told otherwise.",
-        ("fixed", (True, False)): "It is the other way round: a buffer is saved, and never in parameters().",
-        ("cache", (False, True)): "persistent=False says that cache is not saved. It is still moved.",
-        ("cache", (True, False)): "Not to be saved does not make cache a Parameter: a buffer is in no parameters().",
-        ("cache", (True, True)): "cache is a buffer, so not in parameters(), and persistent=False, so not saved.",
-        (
-            "layers",
-            (True, True),
-        ): "The module does not look into a dictionary. The layer knows its weights, but who knows it?",
-        ("layers", (False, True)): "What the module does not register is not saved either.",
-        ("layers", (True, False)): "The module does not look into a dictionary, and gives nothing of what is in it.",
-        ("steps", (False, False)): "A ParameterList makes a Parameter of a plain tensor, and is a module itself.",
-        ("steps", (False, True)): "What a ParameterList holds are Parameters, even if they came as plain tensors.",
-        ("steps", (True, False)): "A ParameterList is a module in the module: its Parameters are saved as well.",
-    }
-    table(answer, seen, beliefs)
+        answer = {name: _pair(name, value) for name, value in answer.items()}
+    table(answer, seen, lesson.beliefs("what-registers"))
 
 
-@lesson.exercise(
-    "hidden-heads",
-    follows="A network in which every container is a module can be trained, moved and saved as a whole. "
-    "audit() of helpers finds layers that hide in a list or dictionary.",
-)
+def _pair(name, value):
+    """Two verdicts as a tuple, of whatever they were written in; what is empty as it is."""
+    parts = value
+    if isinstance(value, list | tuple) or getattr(value, "shape", None) == (2,):
+        parts = tuple(scalar(part) for part in value)
+    if parts is ... or (isinstance(parts, tuple) and any(part is ... for part in parts)):
+        return parts
+    verdicts = isinstance(parts, tuple) and all(type(part) in (bool, int) and part in (0, 1) for part in parts)
+    if not verdicts or len(parts) != 2:
+        yours = list(parts) if isinstance(parts, tuple) else kind(value)
+        raise lesson.not_yet("pair", row=repr(name), yours=yours)
+    return tuple(map(bool, parts))
+
+
+@lesson.exercise("hidden-heads")
+@_float32()
 def hidden_heads(answer):
-    for size, tasks in ((6, {"color": 3, "shape": 2, "size": 3}), (5, {"age": 1, "color": 3, "place": 2})):
+    for size, tasks in ((6, {"digit": 5, "slant": 2, "pen": 2}), (5, {"age": 1, "digit": 3, "place": 2})):
         given = dict(tasks)
         model = _made(answer, "answer(dim, tasks)", size, given)
         if given != tasks:
-            raise NotYet("Your code changes the dictionary tasks, which is not its own.")
+            raise lesson.not_yet("tasks-changed")
         model.train()
         x = torch.randn(6, size)
         scores = _scores(model, x, tasks)
         if not _equal(scores, _scores(model, x, tasks)):
-            raise NotYet(
-                "The same x gives other scores in the next call. Are layers made in forward? Is anything random?"
-            )
+            raise lesson.not_yet("random")
         model.eval()
         if not _equal(scores, _scores(model, x, tasks, "In eval mode: ")):
-            raise NotYet("In eval mode the same x gives other scores than in train mode.")
+            raise lesson.not_yet("mode")
         _registered(model, scores, size, tasks)
         _each_its_own(model, x, tasks)
-        _with_relu(model, x, tasks)
-        _saved_and_moved(model, answer, x, size, tasks)
-
-
-@lesson.exercise(
-    "running-mean",
-    follows="BatchNorm is built like this: a weight that trains, running statistics as buffers. That is why freezing "
-    "its weights leaves its statistics moving, and why eval() is needed as well.",
-)
-def running_mean(answer):
-    for size in (3, 1):
-        _own_tensors(_layer(answer, size), _layer(answer, size))
-        layer = _layer(answer, size)
-        _starts_right(layer, size)
-        _kinds(layer)
-        _moved(_layer(answer, size), size)
-        for mode in ("", "in eval mode ", "under no_grad "):
-            _computes(_layer(answer, size), size, mode)
-        _trains_only_scale(_layer(answer, size), size)
-        _saves(layer, _layer(answer, size), size)
-
-
-def _is_verdict(value):
-    return isinstance(value, bool)
+        _saved_and_moved(model, answer, x, tasks)
+        _with_relu(answer, size, tasks)
 
 
 def _scores(model, x, tasks, when=""):
@@ -200,17 +94,15 @@ def _scores(model, x, tasks, when=""):
     except NotYet as reason:
         raise NotYet(f"{when}{reason}") from reason
     if not torch.equal(before, x):
-        raise NotYet("forward changes x itself, which is not its own.")
+        raise lesson.not_yet("x-changed")
     if not isinstance(scores, Mapping) or set(scores) != set(tasks):
-        raise NotYet(
-            f"{when}forward(x) should give a dictionary with the scores of {', '.join(tasks)}; it gives {kind(scores)}."
-        )
+        raise lesson.not_yet("no-dictionary", when=when, tasks=", ".join(tasks), given=kind(scores))
     for task, found in scores.items():
         if not isinstance(found, torch.Tensor) or found.shape != (len(x), tasks[task]):
-            shape = f"the shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else kind(found)
-            raise NotYet(f"For {len(x)} rows {task!r} should have the shape {(len(x), tasks[task])}; it has {shape}.")
+            given = f"the shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else kind(found)
+            raise lesson.not_yet("shape", rows=len(x), task=repr(task), wanted=(len(x), tasks[task]), given=given)
         if not found.isfinite().all():
-            raise NotYet(f"The scores of {task!r} are not all finite numbers.")
+            raise lesson.not_yet("not-finite", task=repr(task))
     return scores
 
 
@@ -232,117 +124,105 @@ def _leaves(results):
     return list(leaves.values())
 
 
+def _whole(module):
+    """A model with the answer's module as its only part: it sees what is registered, whatever methods that has."""
+    return nn.Sequential(module)
+
+
 def _registered(model, scores, size, tasks):
     used = _leaves(scores.values())
     known = {id(parameter) for parameter in taken(run(lambda: model.parameters()), "parameters")}
+    within = dict(_whole(model).named_parameters())
     found = [leaf for leaf in used if id(leaf) in known]
     wanted = sum((size + 1) * 4 + (4 + 1) * n for n in tasks.values())
+    if frozen := [name for name, parameter in within.items() if not parameter.requires_grad]:
+        raise lesson.not_yet("frozen", name=repr(frozen[0].removeprefix("0.")))
     if not used:
-        raise NotYet("The scores do not ask for a gradient: nothing that forward uses can be trained.")
+        raise lesson.not_yet("no-gradient")
     if not known:
-        if any(isinstance(part, nn.ParameterDict | nn.ParameterList) for part in model.modules()):
-            raise NotYet(
-                "parameters() is empty. A ParameterDict or ParameterList makes Parameters of tensors; it does not look "
-                "into a list that it holds. For layers there are other containers."
-            )
-        if {id(leaf) for leaf in used} & set(map(id, model.buffers())):
-            raise NotYet("You registered the weights as buffers: they are moved and saved, and no optimizer gets them.")
-        held = [
-            value for name, value in vars(model).items() if isinstance(value, list | tuple | dict) and name[0] != "_"
-        ]
-        inner = [part for value in held for part in (value.values() if isinstance(value, dict) else value)]
-        if any(isinstance(part, nn.Module) for part in inner):
-            raise NotYet(
-                "parameters() is empty. You made modules of the inner containers, but they sit in a plain list or "
-                "dictionary, and the network does not look into that."
-            )
-        raise NotYet(
-            "parameters() is empty: an optimizer has nothing to move. The network looks at the class of what is "
-            "assigned to it, and a list or dictionary is not of nn."
-        )
+        raise lesson.not_yet(_why_empty(model, used))
     if not found:
-        raise NotYet(
-            "parameters() has something, but forward uses other layers. Register the very layers that forward calls, "
-            "not copies of them."
-        )
+        raise lesson.not_yet("others")
     if len(found) < len(used):
-        raise NotYet(
-            f"Of the {len(used)} tensors that forward trains, parameters() has {len(found)}. Which layers still sit in "
-            "a plain list or dictionary?"
-        )
+        raise lesson.not_yet("some", used=len(used), found=len(found))
     numbers = sum(leaf.numel() for leaf in used)
     if numbers != wanted:
-        why = "Does each task have two layers of its own?" if numbers < wanted else "Are there more layers than before?"
-        raise NotYet(f"forward uses {numbers} numbers that train, and the heads have {wanted}. {why}")
-    spare = len(known) - len(found)
-    if spare:
-        raise NotYet(
-            f"parameters() has {spare} that forward never uses: layers that are registered and idle are saved and "
-            "counted, and never learn."
-        )
+        raise lesson.not_yet("too-few" if numbers < wanted else "too-many", numbers=numbers, wanted=wanted)
+    if spare := len(known) - len(found):
+        raise lesson.not_yet("idle", spare=spare)
+    if known != set(map(id, within.values())):
+        raise lesson.not_yet("by-hand", found=len(within), wanted=len(known))
 
 
-def _with_relu(model, x, tasks):
-    for factor in (1, 1000):  # large numbers: some functions bend again there
-        found, mirrored, middle = (_scores(model, sign * factor * x, tasks) for sign in (1, -1, 0))
-        for task, n in tasks.items():
-            parts = {tuple(sorted(leaf.shape)): leaf.detach() for leaf in _leaves([found[task]])}
-            shapes = [(4, x.shape[1]), (4,), (n, 4), (n,)]
-            if parts.keys() == set(shapes):  # two linear layers, transposed or not
-                first, shift, last, bias = (parts[shape] for shape in shapes)
-                first, last = first if len(first) == 4 else first.T, last if len(last) == n else last.T
-                wanted = (factor * x @ first.T + shift).relu() @ last.T + bias
-                same = torch.allclose(found[task] / factor, wanted / factor, atol=1e-4)
-            else:  # other forms of the weights: not a straight line, at least
-                bend = found[task] + mirrored[task] - 2 * middle[task]
-                same = factor == 1 or bend.abs().max() > 1e-3 * found[task].abs().max()
-            if not same:
-                raise NotYet(f"The scores of {task!r} are not those of two linear layers with a ReLU between them.")
+def _why_empty(model, used):
+    """Why parameters() is empty, though forward uses something that requires grad."""
+    if any(isinstance(part, nn.ParameterDict | nn.ParameterList) for part in model.modules()):
+        return "parameter-containers"
+    if {id(leaf) for leaf in used} & set(map(id, model.buffers())):
+        return "buffers"
+    held = [value for name, value in vars(model).items() if isinstance(value, list | tuple | dict) and name[0] != "_"]
+    inner = [part for value in held for part in (value.values() if isinstance(value, dict) else value)]
+    return "only-inside" if any(isinstance(part, nn.Module) for part in inner) else "nothing"
 
 
 def _each_its_own(model, x, tasks):
     for task in tasks:
         before = {name: score.detach().clone() for name, score in _scores(model, x, tasks).items()}
         model.zero_grad()
-        _scores(model, x, tasks)[task].sum().backward()
+        _scores(model, x, tasks)[task].square().sum().backward()
         _step(model)
         after = _scores(model, x, tasks)
         others = [name for name in tasks if name != task and not torch.equal(before[name], after[name])]
         if others:
-            raise NotYet(
-                f"A step on the loss of {task!r} changed the scores of {others[0]!r}: the two heads share a layer. "
-                "Make new layers for each task."
-            )
+            raise lesson.not_yet("shared", task=repr(task), other=repr(others[0]))
         if torch.equal(before[task], after[task]):
-            raise NotYet(f"A step on the loss of {task!r} did not change its scores.")
+            raise lesson.not_yet("unmoved", task=repr(task))
 
 
-def _saved_and_moved(model, answer, x, size, tasks):
+def _network(answer, x, tasks):
+    """A new one, called once: layers may be lazy, and have no shape before."""
+    made = _made(answer, "answer(dim, tasks)", x.shape[1], dict(tasks))
+    _scores(made, x, tasks)
+    return made
+
+
+def _saved_and_moved(model, answer, x, tasks):
     scores = _scores(model, x, tasks)
-    state = run(lambda: model.state_dict())
-    twin = _made(answer, "answer(dim, tasks)", size, dict(tasks))
+    state = run(lambda: _whole(model).state_dict())
+    twin = _network(answer, x, tasks)
     memory = [{parameter.data_ptr() for parameter in network.parameters()} for network in (model, twin)]
     if memory[0] & memory[1]:
-        raise NotYet("Two networks share layers: training one changes the other. Make new layers in each __init__.")
+        raise lesson.not_yet("two-networks")
     _load(twin, state)
     if not _equal(scores, _scores(twin, x, tasks)):
-        raise NotYet(
-            f"It trains, but a new network that loads the state_dict() gives other scores: there are {len(state)} "
-            "entries in it. What only parameters() gives is not saved: let the network register it."
-        )
-    run(lambda: twin.double())
+        raise lesson.not_yet("not-loaded", entries=len(state))
+    run(lambda: _whole(twin).double())
     doubled = _scores(twin, x.double(), tasks, "After double(), with a double x: ")
     for task, found in doubled.items():
         if found.dtype != torch.float64 or not torch.allclose(found, scores[task].double(), atol=1e-4):
-            raise NotYet(f"After double() the scores of {task!r} are {found.dtype}: some layer was left behind.")
-    moved = _made(answer, "answer(dim, tasks)", size, dict(tasks))
-    # New Parameters, as a move to "meta" makes them; forward there imports a compiler first, which takes seconds.
-    run(lambda: moved.load_state_dict(state, assign=True))
+            raise lesson.not_yet("left-behind", task=repr(task), dtype=found.dtype)
+    moved = _network(answer, x, tasks)
+    run(lambda: _whole(moved).to("meta").to_empty(device="cpu"))
+    _load(moved, state)
     if not _equal(scores, _scores(moved, x, tasks)):
-        raise NotYet(
-            'A move such as to("meta") puts new Parameters into what is registered, and so does load_state_dict(..., '
-            "assign=True): after it forward still uses the old ones. Register the layers, not only their Parameters."
-        )
+        raise lesson.not_yet("old-parameters")
+
+
+def _with_relu(answer, size, tasks):
+    """Between the kinks the slope of the scores is constant, and where none of the four numbers passes, it is zero."""
+    model = _network(answer, torch.zeros(1, size), tasks).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    for task in tasks:
+        slopes = []
+        for rows, scale in ((256, 1), (4096, 1000)):  # far away, too: there, other functions bend again or are flat
+            x = (scale * torch.randn(rows, size, dtype=torch.float64)).requires_grad_()
+            total = _scores(model, x, tasks)[task].sum()
+            slopes.append(torch.autograd.grad(total, x)[0].round(decimals=6).unique(dim=0))
+        every = torch.cat(slopes).unique(dim=0)
+        if len(every) > 2**4 or len(slopes[1]) <= 2**3 or not (every == 0).all(1).any():
+            raise lesson.not_yet("not-relu", task=repr(task))
 
 
 def _step(module):
@@ -354,230 +234,256 @@ def _step(module):
 
 
 def _load(module, state, which="A new"):
+    """Load the state_dict of a whole that had such a module as its part."""
     try:
-        module.load_state_dict(copy.deepcopy(state))
+        _whole(module).load_state_dict(copy.deepcopy(state))
     except Exception as error:
         why = textwrap.shorten(" ".join(str(error).splitlines()[1:]) or str(error), 150, placeholder=" ...")
-        raise NotYet(f"{which} {type(module).__name__} does not load the state_dict(): {why}") from error
+        raise lesson.not_yet("does-not-load", which=which, kind=type(module).__name__, why=why) from error
 
 
 def _made(answer, call, *args):
     if isinstance(answer, nn.Module):
-        raise NotYet(f"The check makes modules of its own: give it the class itself, not {kind(answer)} made from it.")
+        raise lesson.not_yet("instance", given=kind(answer))
     made = run(answer, *args)
     if isinstance(made, type) or not isinstance(made, nn.Module):
-        raise NotYet(f"{call} should give an nn.Module; it gives {kind(made)}.")
+        raise lesson.not_yet("no-module", call=call, given=kind(made))
     return made
 
 
-def _layer(answer, size):
-    return _made(answer, "answer(size)", size)
+NAMES = ("scale", "mean", "scratch")
+NEAR = {"rtol": 1e-6, "atol": 1e-6}
+"""What float32 leaves of a mean that was computed in another order."""
+
+
+@lesson.exercise("running-mean")
+@_float32()
+def running_mean(answer):
+    def layer():
+        return _made(answer, "answer(size)", size)
+
+    for size in (3, 1):
+        _own_tensors(layer(), layer())
+        _starts_right(layer(), size)
+        _kinds(layer())
+        _moved(layer(), size)
+        for asks, recording in itertools.product((False, True), (True, False)):
+            _trains(layer(), size, asks, recording)
+        _one_row(layer(), size)
+        for recording in (True, False):
+            _holds(layer(), size, recording)
+        _trains_only_scale(layer(), size)
+        _saves(layer(), layer(), size)
 
 
 def _own_tensors(layer, other):
-    names = ("scale", "mean", "scratch")
-    for name in names:
+    for name in NAMES:
         value, another = getattr(layer, name, None), getattr(other, name, None)
         if not isinstance(value, torch.Tensor):
-            raise NotYet(f"The layer should have a tensor {name!r}; there it has {kind(value)}.")
+            raise lesson.not_yet("no-tensor", name=repr(name), given=kind(value))
         if isinstance(another, torch.Tensor) and value.numel() and value.data_ptr() == another.data_ptr():
-            raise NotYet(f"Two layers have the same tensor as {name}. Make a new one in each __init__.")
-    for one, two in itertools.combinations(names, 2):
+            raise lesson.not_yet("two-layers", name=name)
+    for one, two in itertools.combinations(NAMES, 2):
         if getattr(layer, one).data_ptr() == getattr(layer, two).data_ptr() != 0:
-            raise NotYet(f"{one} and {two} are one tensor: what is written into one is in the other. Make two.")
+            raise lesson.not_yet("one-tensor", one=one, two=two)
 
 
 def _starts_right(layer, size):
     for name, start in (("scale", 1.0), ("mean", 0.0), ("scratch", 0.0)):
         value = getattr(layer, name)
         if value.dtype != torch.float32:
-            raise NotYet(f"{name} should be float32 at first, as new tensors are; yours is {value.dtype}.")
+            raise lesson.not_yet("dtype-at-first", name=name, dtype=value.dtype)
         if value.shape != (size,):
-            raise NotYet(f"{name} should have the shape ({size},); yours has {tuple(value.shape)}.")
+            raise lesson.not_yet("shape-at-first", name=name, size=size, given=tuple(value.shape))
         if not (value == start).all():
-            raise NotYet(f"{name} should be {size} numbers, all {start} at first; yours is {value.tolist()}.")
+            raise lesson.not_yet("numbers-at-first", name=name, size=size, start=start, given=value.tolist())
 
 
 def _kinds(layer, when=""):
-    names = {id(p): name for name, p in taken(run(lambda: layer.named_parameters()), "parameters")}
-    own = {id(leaf) for leaf in [layer.scale, *_leaves([layer.scale])]}
-    if not own & names.keys():
-        what = (
-            "a buffer is not trained" if id(layer.scale) in map(id, layer.buffers()) else "only a Parameter is trained"
-        )
-        raise NotYet(f"{when}scale is not in parameters(), so no optimizer will move it: {what}.")
+    own = {id(p): name for name, p in taken(run(lambda: layer.named_parameters()), "parameters")}
+    names = {id(p): name.removeprefix("0.") for name, p in _whole(layer).named_parameters()}
+    scale = {id(leaf) for leaf in [layer.scale, *_leaves([layer.scale])]}
+    if not scale & names.keys():
+        is_buffer = id(layer.scale) in map(id, layer.buffers())
+        raise lesson.not_yet("scale-buffer" if is_buffer else "scale-plain", when=when)
     if not layer.scale.requires_grad:
-        raise NotYet(f"{when}scale is frozen: it should ask for a gradient.")
+        raise lesson.not_yet("scale-frozen", when=when)
     if id(layer.mean) in names:
-        frozen = "It is frozen now, but one requires_grad_(True) on the layer makes it train."
-        asks = "It asks for a gradient, so an optimizer would train it."
-        raise NotYet(
-            f"{when}mean is in parameters(). {asks if layer.mean.requires_grad else frozen} Which kind of tensor is "
-            "saved and never trained?"
-        )
+        raise lesson.not_yet("mean-trains" if layer.mean.requires_grad else "mean-frozen", when=when)
     if id(layer.scratch) in names:
-        raise NotYet(f"{when}scratch is in parameters(): it would be saved, and trained after requires_grad_(True).")
-    others = [name for number, name in names.items() if number not in own]
-    if others:
-        raise NotYet(f"{when}parameters() also has {', '.join(others)}: only scale should train.")
+        raise lesson.not_yet("scratch-parameter", when=when)
+    if others := [name for number, name in names.items() if number not in scale]:
+        raise lesson.not_yet("more-parameters", when=when, names=", ".join(others))
+    if own.keys() != names.keys():
+        raise lesson.not_yet("hidden-parameters", when=when, names=", ".join(names.values()))
 
 
 def _moved(layer, size):
-    run(lambda: layer.double())
-    left = [name for name in ("scale", "mean", "scratch") if getattr(layer, name).dtype != torch.float64]
+    run(lambda: _whole(layer).double())
+    left = [name for name in NAMES if getattr(layer, name).dtype != torch.float64]
     if left:
-        raise NotYet(
-            f"{' and '.join(left)} stayed float32 when the layer was converted by double(), and would stay on the CPU: "
-            "a plain attribute is not moved."
-        )
+        raise lesson.not_yet("not-moved", names=" and ".join(left))
     result = run(layer, torch.ones(2, size, dtype=torch.float64))
     if isinstance(result, torch.Tensor) and result.dtype != torch.float64:
-        raise NotYet(f"After double() the result for a double x is {result.dtype}.")
+        raise lesson.not_yet("result-dtype-double", dtype=result.dtype)
 
 
-def _computes(layer, size, mode):
-    asks = mode == "in eval mode "
-    layer.train(not asks)
+def _called(layer, x, recording=True):
+    """What a call gives, of which nothing is left on x, on scale, or as history."""
+    before, asks, parameters = x.detach().clone(), x.requires_grad, list(_whole(layer).parameters())
+    scale = layer.scale.detach().clone()
+    with torch.set_grad_enabled(recording):
+        given = run(layer, x)
+    if not torch.equal(before, x.detach()):
+        raise lesson.not_yet("x-changed")
+    if x.requires_grad != asks:
+        raise lesson.not_yet("x-flag")
+    _kinds(layer, "After a call ")
+    if any(new is not old for new, old in zip(_whole(layer).parameters(), parameters, strict=True)):
+        raise lesson.not_yet("other-scale")
+    if not torch.equal(layer.scale.detach(), scale):
+        raise lesson.not_yet("scale-changed")
+    for name in ("mean", "scratch"):
+        value = getattr(layer, name)
+        if not isinstance(value, torch.Tensor) or value.shape != scale.shape:
+            shape = f"the shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else kind(value)
+            raise lesson.not_yet("shape", name=name, wanted=tuple(scale.shape), given=shape)
+        if value.dtype != x.dtype:
+            raise lesson.not_yet("dtype", name=name, dtype=value.dtype, wanted=x.dtype)
+        if value.is_inference():
+            raise lesson.not_yet("inference", name=name)
+        if value.requires_grad:
+            raise lesson.not_yet(f"{name}-history")
+    return given
+
+
+def _trains(layer, size, asks, recording):
+    """Train mode: scratch, then mean, then the result."""
+    layer.train()
     _fill(layer)
-    parameters, scale = list(layer.parameters()), layer.scale.detach().clone()
+    where = "" if recording else "under no_grad "
     mean = last = torch.zeros(size)
-    for rows in (4, 2):
+    for rows in (4, 2, 3):
         x = (torch.randn(rows, size) + 3).requires_grad_(asks)
-        before = x.detach().clone()
-        with torch.set_grad_enabled(mode != "under no_grad "):
-            given = run(layer, x)
-        if not torch.equal(before, x.detach()):
-            raise NotYet("x itself was changed. Compute something new from it, without in-place operations.")
-        if x.requires_grad != asks:
-            raise NotYet(
-                "A call changed the flag of x, which is to be left as it is. detach() gives another tensor to use."
-            )
-        _kinds(layer, "After a call ")
-        if any(new is not old for new, old in zip(layer.parameters(), parameters, strict=True)):
-            raise NotYet("After a call scale is another Parameter: an optimizer made before still holds the old one.")
-        if not torch.equal(layer.scale.detach(), scale):
-            raise NotYet("A call changed the numbers of scale: only an optimizer should.")
-        batch, old = before.mean(0), mean
+        given = _called(layer, x, recording)
+        batch, old = x.detach().mean(0), mean
         mean = 0.9 * old + 0.1 * batch
-        wrong = {
-            "the sum over the rows": before.sum(0),
-            "the mean over all": before.mean(),
-            "what it was before the call": last,
-        }
-        _near("scratch", layer, batch, wrong, mode)
+        wrong = {"sum": x.detach().sum(0), "all": x.detach().mean().expand(size), "unmoved": last}
+        _near("scratch", layer, batch, wrong, where)
         last = batch
-        wrong = {
-            "the mean of this batch alone": batch,
-            "0.1 * mean + 0.9 * scratch": 0.1 * old + 0.9 * batch,
-            "what it was before the call": old,
-        }
-        _near("mean", layer, mean, wrong, mode)
-        histories = {
-            "mean": "it has a history that grows with every batch. A buffer is recorded like any tensor.",
-            "scratch": "it was computed from an x that asks, and a buffer is recorded like any tensor.",
-        }
-        for name, why in histories.items():
-            if getattr(layer, name).requires_grad:
-                raise NotYet(f"After a call {name} asks for a gradient: {why}")
-            if getattr(layer, name).is_inference():
-                raise NotYet(
-                    f"After a call {name} is a tensor of inference_mode: nothing outside of that mode may write into "
-                    "it, load_state_dict neither. no_grad is enough."
-                )
-        _result(given, x, mean, old, layer)
-        if mode != "under no_grad ":
-            _gradients_of(given, x, mean, layer)
+        _near("mean", layer, mean, {"batch": batch, "swapped": 0.1 * old + 0.9 * batch, "unmoved": old}, where)
+        _result(given, x, old, layer)
+        if recording:
+            _gradients(given, x, layer, "train")
+
+
+def _one_row(layer, size):
+    layer.train()
+    _fill(layer)
+    _called(layer, torch.randn(4, size) + 3)
+    x, old = torch.randn(1, size) + 3, layer.mean.detach().clone()
+    given = _called(layer, x)
+    for name, wanted in (("scratch", x[0]), ("mean", 0.9 * old + 0.1 * x[0])):
+        if not torch.allclose(getattr(layer, name), wanted, **NEAR):
+            raise lesson.not_yet("one-row", name=name)
+    _result(given, x, old, layer)
+
+
+def _holds(layer, size, recording):
+    """Eval mode: the same result, and nothing moves."""
+    layer.train()
+    _fill(layer)
+    _called(layer, torch.randn(4, size) + 3)
+    layer.eval()
+    before = {name: getattr(layer, name).detach().clone() for name in ("mean", "scratch")}
+    x = (torch.randn(2, size) + 3).requires_grad_(recording)
+    given = _called(layer, x, recording)
+    for name, value in before.items():
+        if not torch.equal(getattr(layer, name), value):
+            raise lesson.not_yet("eval-moved", name=name, where="" if recording else "under no_grad ")
+    _result(given, x, None, layer)
+    if recording:
+        _gradients(given, x, layer, "eval")
 
 
 def _fill(layer):
     """Give scale numbers that are not all the same, as training would."""
     with torch.no_grad():
-        for parameter in layer.parameters():
+        for parameter in _whole(layer).parameters():
             parameter.copy_(torch.arange(2.0, 2.0 + parameter.numel()).view_as(parameter))
 
 
-def _result(given, x, mean, old, layer):
-    x, scale = x.detach(), layer.scale.detach()
+def _near(name, layer, wanted, wrong, where):
+    value = getattr(layer, name)
+    if not torch.allclose(value, wanted, **NEAR):
+        why = [told for told, number in wrong.items() if torch.allclose(value, number, **NEAR)]
+        raise lesson.not_yet(f"{name}-{why[0] if why else 'other'}", where=where)
+
+
+def _result(given, x, old, layer):
+    """Of the layer's own mean and scale, which are right by now; ``old`` is the mean before a call in train mode."""
+    x, scale, mean = x.detach(), layer.scale.detach(), layer.mean.detach()
     wanted = (x - mean) * scale
     if not isinstance(given, torch.Tensor) or given.shape != wanted.shape:
-        raise NotYet(f"layer(x) should give a tensor of the shape of x, {tuple(wanted.shape)}, not {kind(given)}.")
+        found = f"the shape {tuple(given.shape)}" if isinstance(given, torch.Tensor) else kind(given)
+        raise lesson.not_yet("result-shape", wanted=tuple(wanted.shape), given=found)
     if given.dtype != wanted.dtype:
-        raise NotYet(f"The result for an x of {wanted.dtype} is {given.dtype}.")
+        raise lesson.not_yet("result-dtype", wanted=wanted.dtype, dtype=given.dtype)
     wrong = {
-        "yours uses none, or the mean as it was before this call": (x - old) * scale,
-        "yours scales x before the mean is subtracted": x * scale - mean,
-        "yours divides by scale": (x - mean) / scale,
-        "yours does without scale": x - mean,
-        "yours uses the mean of this batch": (x - x.mean(0)) * scale,
+        "scaled-first": x * scale - mean,
+        "divided": (x - mean) / scale,
+        "no-scale": x - mean,
+        "batch": (x - x.mean(0)) * scale,
     }
-    if not torch.allclose(given, wanted, atol=1e-4):
-        why = [told for told, number in wrong.items() if torch.allclose(given, number, atol=1e-4)]
-        what = why[0] if why else f"for scale {scale.tolist()} yours gives other numbers"
-        raise NotYet(f"The result should be (x - mean) * scale, with the new mean; {what}.")
+    wrong |= {} if old is None else {"old-mean": (x - old) * scale}
+    if not torch.allclose(given, wanted, rtol=1e-5, atol=1e-5):
+        why = [told for told, number in wrong.items() if torch.allclose(given, number, rtol=1e-5, atol=1e-5)]
+        raise lesson.not_yet(f"result-{(why or ['other' if old is not None else 'eval'])[0]}", scale=scale.tolist())
 
 
-def _gradients_of(given, x, mean, layer):
+def _gradients(given, x, layer, mode):
     if not given.requires_grad:
-        raise NotYet("The result does not ask for a gradient, so scale cannot train. Was it computed under no_grad?")
-    leaves = [*layer.parameters(), *([x] if x.requires_grad else [])]
-    wanted = torch.autograd.grad(((x - mean) * layer.scale).sum(), leaves)
-    found = run(lambda: torch.autograd.grad(given.sum(), leaves, allow_unused=True))
+        raise lesson.not_yet("result-no-grad")
+    leaves = [*_whole(layer).parameters(), *([x] if x.requires_grad else [])]
+    wanted = torch.autograd.grad(((x - layer.mean) * layer.scale).square().sum(), leaves)
+    found = run(lambda: torch.autograd.grad(given.square().sum(), leaves, allow_unused=True))
     for leaf, one, other in zip(leaves, found, wanted, strict=True):
-        if one is None or not torch.allclose(one, other, atol=1e-4):
-            name = "x" if leaf is x else "scale"
-            raise NotYet(f"The gradient of {name} is not that of (x - mean) * scale with mean as a constant.")
-
-
-def _near(name, layer, wanted, wrong, mode):
-    value = getattr(layer, name)
-    if not isinstance(value, torch.Tensor) or value.shape != wanted.shape:
-        shape = f"the shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else kind(value)
-        raise NotYet(f"After a call {name} should have the shape {tuple(wanted.shape)}; it has {shape}.")
-    if value.dtype != wanted.dtype:
-        raise NotYet(f"After a call {name} is {value.dtype}, though the layer and x are {wanted.dtype}.")
-    if not torch.allclose(value.detach(), wanted, atol=1e-4):
-        why = [
-            f": yours is {told}" for told, number in wrong.items() if torch.allclose(value.detach(), number, atol=1e-4)
-        ]
-        raise NotYet(f"After a call {mode}{name} is not what it should be{why[0] if why else ''}.")
+        if one is None or not torch.allclose(one, other, rtol=1e-4, atol=1e-4):
+            raise lesson.not_yet("gradient", mode=mode, name="x" if leaf is x else "scale")
 
 
 def _trains_only_scale(layer, size):
-    layer.requires_grad_(True)
-    run(layer, torch.randn(4, size) + 3).sum().backward()
-    before = {name: getattr(layer, name).detach().clone() for name in ("scale", "mean", "scratch")}
-    _step(layer)
+    _whole(layer).requires_grad_(True)
+    run(layer.train(), torch.randn(4, size) + 3).sum().backward()
+    before = {name: getattr(layer, name).detach().clone() for name in NAMES}
+    _step(_whole(layer))
     moved = [name for name, value in before.items() if not torch.equal(value, getattr(layer, name))]
     if moved != ["scale"]:
-        raise NotYet(f"A step after requires_grad_(True) moved {', '.join(moved) or 'nothing'}: it should move scale.")
+        raise lesson.not_yet("step", moved=", ".join(moved) or "nothing")
 
 
 def _saves(layer, twin, size):
+    layer.train()
     for _ in range(2):
         run(layer, torch.randn(4, size) + 3)
     _fill(layer)
-    state = run(lambda: layer.state_dict())
+    state = run(lambda: _whole(layer).state_dict())
     scratch, mean = layer.scratch.detach().clone(), layer.mean.detach().clone()
     if any(isinstance(value, torch.Tensor) and torch.equal(value, scratch) for value in state.values()):
-        raise NotYet("scratch is in state_dict(): a buffer is saved unless it is told otherwise.")
+        raise lesson.not_yet("scratch-saved")
     _load(twin, state)
     if not torch.equal(twin.mean, mean):
-        raise NotYet("mean was not saved: a new layer that loads the state_dict() does not have it.")
+        raise lesson.not_yet("mean-not-saved")
     if not torch.equal(twin.scale, layer.scale):
-        raise NotYet("scale was not saved: a new layer that loads the state_dict() does not have it.")
+        raise lesson.not_yet("scale-not-saved")
     if not (twin.scratch == 0).all():
-        raise NotYet("scratch came back with load_state_dict(): it should not be saved.")
+        raise lesson.not_yet("scratch-back")
     x = torch.randn(4, size) + 3
-    if not torch.allclose(run(layer, x), run(twin, x), atol=1e-4):
-        raise NotYet(
-            "A new layer that loads the state_dict() gives another result for the same x: forward uses something "
-            "that is not loaded, or that two layers share."
-        )
+    if not torch.allclose(run(layer, x), run(twin.train(), x), atol=1e-4):
+        raise lesson.not_yet("other-result")
     _load(layer, state, "A used")
     run(layer, torch.ones(2, size, requires_grad=True) * 2)
     try:
         copy.deepcopy(layer)
     except RuntimeError:
-        raise NotYet(
-            "copy.deepcopy does not copy a layer that was called: it keeps a tensor that has a history."
-        ) from None
+        raise lesson.not_yet("deepcopy") from None
