@@ -5,6 +5,7 @@ import dis
 import html
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -48,7 +49,15 @@ class Finding:
         return f"{PAGES}{self.rule}.html" if PAGES else f"Rule {self.rule}"
 
     def __str__(self) -> str:
-        return f"{self.rule}: {self.message}\n    {self.remedy}\n    Page: {self.page}"
+        told = _wrapped(f"{self.rule}: {self.message}", "", "  "), _wrapped(self.remedy, "    ", "    ")
+        return "\n".join([*told, f"    Page: {self.page}"])
+
+
+def _wrapped(text: str, first: str, others: str) -> str:
+    """In lines of 88 characters: a notebook breaks a longer one within a word."""
+    lines = textwrap.TextWrapper(88, initial_indent=first, subsequent_indent=others)
+    lines.break_long_words = lines.break_on_hyphens = False
+    return lines.fill(text)
 
 
 class Findings(list[Finding]):
@@ -75,8 +84,10 @@ def audit(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = 
     >>> _ = model[0].requires_grad_(False)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> audit(model, optimizer)
-    frozen-part-in-train-mode: '0' is frozen but in train mode: 1 module moves its buffers ('0.1').
-        Freeze it with helpers.freeze(), which holds eval mode, or call its eval() after every model.train().
+    frozen-part-in-train-mode: '0' is frozen but in train mode: 1 module moves its buffers
+      ('0.1').
+        Freeze it with helpers.freeze(), which holds eval mode, or call its eval() after
+        every model.train().
         Page: Rule frozen-part-in-train-mode
 
     Gives a list, empty when all is well, in the order of `RULES` and within a rule in model order. Nothing is run or
@@ -280,8 +291,10 @@ def orphan_in_optimizer(case: _Case) -> _Texts:
     >>> optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
     >>> model[1] = nn.Identity()
     >>> audit(model, optimizer)
-    orphan-in-optimizer: the optimizer holds '1.weight', which is not, or no longer, a parameter of the model.
-        Build the optimizer after replacing layers. If it trains two modules, audit nn.ModuleList([one, other]).
+    orphan-in-optimizer: the optimizer holds '1.weight', which is not, or no longer, a
+      parameter of the model.
+        Build the optimizer after replacing layers. If it trains two modules, audit
+        nn.ModuleList([one, other]).
         Page: Rule orphan-in-optimizer
     >>> audit(model, torch.optim.SGD(model.named_parameters(), lr=0.1))
     no findings
@@ -299,7 +312,8 @@ def trainable_in_no_optimizer(case: _Case) -> _Texts:
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1))
     >>> optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
     >>> audit(model, optimizer)
-    trainable-in-no-optimizer: '0.weight' is trainable but in no optimizer: backward computes its gradient for nothing.
+    trainable-in-no-optimizer: '0.weight' is trainable but in no optimizer: backward
+      computes its gradient for nothing.
         Build the optimizer after replacing and unfreezing layers, or freeze the parameter.
         Page: Rule trainable-in-no-optimizer
     >>> optimizer.add_param_group({"params": model[0].parameters()})
@@ -340,8 +354,10 @@ def nothing_trainable(case: _Case) -> _Texts:
     >>> model = nn.Linear(2, 1).requires_grad_(False)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     >>> audit(model, optimizer)
-    nothing-trainable: all that the optimizer holds is frozen: it moves nothing, or what has an old gradient.
-        Unfreeze what is to be trained, such as the head, with requires_grad_(True), and give it to the optimizer.
+    nothing-trainable: all that the optimizer holds is frozen: it moves nothing, or what has
+      an old gradient.
+        Unfreeze what is to be trained, such as the head, with requires_grad_(True), and
+        give it to the optimizer.
         Page: Rule nothing-trainable
     >>> _ = model.requires_grad_(True)
     >>> audit(model, optimizer)
@@ -367,8 +383,10 @@ def stale_grad(case: _Case) -> _Texts:
     >>> model(torch.ones(1, 2)).sum().backward()
     >>> _ = model.weight.requires_grad_(False)
     >>> audit(model, optimizer)
-    stale-grad: 'weight' is frozen but has an old gradient: if this optimizer steps before zero_grad, it moves.
-        Freeze with helpers.freeze(), which removes it, or call optimizer.zero_grad() (not with set_to_none=False).
+    stale-grad: 'weight' is frozen but has an old gradient: if this optimizer steps before
+      zero_grad, it moves.
+        Freeze with helpers.freeze(), which removes it, or call optimizer.zero_grad() (not
+        with set_to_none=False).
         Page: Rule stale-grad
     >>> optimizer.zero_grad()
     >>> audit(model, optimizer)
@@ -435,8 +453,10 @@ def frozen_part_in_train_mode(case: _Case) -> _Texts:
     >>> body = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).requires_grad_(False)
     >>> model = nn.Sequential(body, nn.Dropout(0.5), nn.Linear(2, 1))
     >>> audit(model)
-    frozen-part-in-train-mode: '0' is frozen but in train mode: 1 module draws at random ('0.1').
-        Freeze it with helpers.freeze(), which holds eval mode, or call its eval() after every model.train().
+    frozen-part-in-train-mode: '0' is frozen but in train mode: 1 module draws at random
+      ('0.1').
+        Freeze it with helpers.freeze(), which holds eval mode, or call its eval() after
+        every model.train().
         Page: Rule frozen-part-in-train-mode
     >>> _ = freeze(model, "0.*")
     >>> audit(model.train())
@@ -552,8 +572,10 @@ def batch_statistics_in_frozen_part(case: _Case) -> _Texts:
 
     >>> model = nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False).requires_grad_(False), nn.Linear(2, 1))
     >>> audit(model)
-    batch-statistics-in-frozen-part: '0' has no running statistics: what it gives for an example depends on the batch.
-        No mode helps. Make it with track_running_stats=True, as it was when it was trained, or unfreeze it.
+    batch-statistics-in-frozen-part: '0' has no running statistics: what it gives for an
+      example depends on the batch.
+        No mode helps. Make it with track_running_stats=True, as it was when it was trained,
+        or unfreeze it.
         Page: Rule batch-statistics-in-frozen-part
     >>> model[0] = nn.BatchNorm1d(2).eval().requires_grad_(False)
     >>> audit(model)
@@ -574,7 +596,8 @@ def traced_in_train_mode(case: _Case) -> _Texts:
     >>> model = nn.Sequential(torch.fx.symbolic_trace(nn.Sequential(Noisy(2, 2))), nn.Linear(2, 1))
     >>> _ = model[0].requires_grad_(False)
     >>> audit(model.eval())
-    traced-in-train-mode: '0' was traced in train mode: it moves or draws as in training, in eval mode too.
+    traced-in-train-mode: '0' was traced in train mode: it moves or draws as in training, in
+      eval mode too.
         Trace or export it again, in eval mode or after helpers.freeze().
         Page: Rule traced-in-train-mode
     >>> model[0] = torch.fx.symbolic_trace(nn.Sequential(Noisy(2, 2)).eval()).requires_grad_(False)
@@ -594,8 +617,10 @@ def observer_in_frozen_part(case: _Case) -> _Texts:
     >>> from torch.ao.quantization import FakeQuantize, disable_observer
     >>> model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), FakeQuantize()).requires_grad_(False), nn.Linear(2, 1))
     >>> audit(model.eval())
-    observer-in-frozen-part: '0.1' observes what passes and moves its buffers, in eval mode too.
-        Call torch.ao.quantization.disable_observer on each, or put no observers into what is frozen.
+    observer-in-frozen-part: '0.1' observes what passes and moves its buffers, in eval mode
+      too.
+        Call torch.ao.quantization.disable_observer on each, or put no observers into what
+        is frozen.
         Page: Rule observer-in-frozen-part
     >>> _ = model.apply(disable_observer)
     >>> audit(model.eval())
@@ -629,8 +654,10 @@ def held_but_trainable(case: _Case) -> _Texts:
     >>> _ = freeze(model)
     >>> _ = model.requires_grad_(True)
     >>> audit(model)
-    held-but-trainable: '1' trains, but is still held in eval mode, as helpers.freeze() left it.
-        Call model.train(), which looks at what is frozen, or undo with helpers.unfreeze() instead of the flags.
+    held-but-trainable: '1' trains, but is still held in eval mode, as helpers.freeze() left
+      it.
+        Call model.train(), which looks at what is frozen, or undo with helpers.unfreeze()
+        instead of the flags.
         Page: Rule held-but-trainable
     >>> audit(model.train())
     no findings
@@ -656,8 +683,10 @@ def off_in_eval_mode(case: _Case) -> _Texts:
     >>> model = nn.Sequential(nn.Linear(2, 2), base, nn.Linear(2, 1))
     >>> _ = freeze(model, "1.*")
     >>> audit(model)
-    off-in-eval-mode: '1' is held in eval mode, which switches off its activation checkpointing.
-        If a gradient has to pass through it, use helpers.freeze(..., hold=False), and look with helpers.watch().
+    off-in-eval-mode: '1' is held in eval mode, which switches off its activation
+      checkpointing.
+        If a gradient has to pass through it, use helpers.freeze(..., hold=False), and look
+        with helpers.watch().
         Page: Rule off-in-eval-mode
     >>> _ = unfreeze(model), freeze(model, "1.*", hold=False)
     >>> audit(model.train())
@@ -747,11 +776,14 @@ def unregistered(case: _Case) -> _Texts:
     >>> model.blocks = [nn.Linear(2, 2)]
     >>> model.shift = nn.Parameter(torch.ones(1)).to(torch.float64)
     >>> audit(model)
-    unregistered: 'blocks' is trainable but not registered: parameters(), state_dict() and to() pass it by.
+    unregistered: 'blocks' is trainable but not registered: parameters(), state_dict() and
+      to() pass it by.
         Use nn.ModuleList, nn.ParameterDict or the like instead of a list or dict.
         Page: Rule unregistered
-    unregistered: 'shift' is trainable but not registered: parameters(), state_dict() and to() pass it by.
-        Assign an nn.Parameter made last: nn.Parameter(value.to(...)), not nn.Parameter(value).to(...).
+    unregistered: 'shift' is trainable but not registered: parameters(), state_dict() and
+      to() pass it by.
+        Assign an nn.Parameter made last: nn.Parameter(value.to(...)), not
+        nn.Parameter(value).to(...).
         Page: Rule unregistered
     >>> model.blocks = nn.ModuleList(model.blocks)
     >>> model.shift = nn.Parameter(torch.ones(1).to(torch.float64))
@@ -808,7 +840,8 @@ def tied_weights_split(case: _Case) -> _Texts:
     >>> model.load_state_dict(tied().state_dict(), assign=True)
     <All keys matched successfully>
     >>> audit(model)
-    tied-weights-split: '0.weight' and '1.weight' share their memory, but are two parameters with a step for each.
+    tied-weights-split: '0.weight' and '1.weight' share their memory, but are two parameters
+      with a step for each.
         Tie them again, one.weight = other.weight, and build the optimizer after it.
         Page: Rule tied-weights-split
     >>> model[1].weight = model[0].weight
@@ -838,7 +871,8 @@ def inference_tensor(case: _Case) -> _Texts:
     >>> with torch.inference_mode():
     ...     model = nn.Linear(2, 1, bias=False)
     >>> audit(model)
-    inference-tensor: 'weight' is an inference tensor: it can neither be trained nor changed outside inference_mode.
+    inference-tensor: 'weight' is an inference tensor: it can neither be trained nor changed
+      outside inference_mode.
         Build and load the model outside inference_mode, or assign a clone() made outside.
         Page: Rule inference-tensor
     >>> model.weight = nn.Parameter(model.weight.clone())
@@ -866,14 +900,18 @@ def changed_after_wrapping(case: _Case) -> _Texts:
     >>> ddp = DistributedDataParallel(model)
     >>> _ = model[0].requires_grad_(True)
     >>> audit(ddp)
-    changed-after-wrapping: 'module.0.weight' is trainable, but DistributedDataParallel does not synchronize it.
-        Change flags and layers before wrapping. Now wrap again: ddp = DistributedDataParallel(ddp.module).
+    changed-after-wrapping: 'module.0.weight' is trainable, but DistributedDataParallel does
+      not synchronize it.
+        Change flags and layers before wrapping. Now wrap again: ddp =
+        DistributedDataParallel(ddp.module).
         Page: Rule changed-after-wrapping
     >>> ddp = DistributedDataParallel(ddp.module)
     >>> _ = model[0].requires_grad_(False)
     >>> audit(ddp)
-    changed-after-wrapping: 'module.0.weight' is frozen, but DistributedDataParallel waits for its gradient.
-        Change flags and layers before wrapping. Now wrap again: ddp = DistributedDataParallel(ddp.module).
+    changed-after-wrapping: 'module.0.weight' is frozen, but DistributedDataParallel waits
+      for its gradient.
+        Change flags and layers before wrapping. Now wrap again: ddp =
+        DistributedDataParallel(ddp.module).
         Page: Rule changed-after-wrapping
     >>> ddp = DistributedDataParallel(ddp.module)
     >>> dist.destroy_process_group()
@@ -925,7 +963,8 @@ def flag_on_gathered_parameter(case: _Case) -> _Texts:
     ...     _ = model(torch.ones(1, 2))
     >>> _ = model.requires_grad_(False)
     >>> audit(model)
-    flag-on-gathered-parameter: requires_grad = False on 'weight' will be forgotten: FSDP has gathered the parameter.
+    flag-on-gathered-parameter: requires_grad = False on 'weight' will be forgotten: FSDP
+      has gathered the parameter.
         Call model.reshard(), and then set the flag.
         Page: Rule flag-on-gathered-parameter
     >>> _ = model.reshard(), model.requires_grad_(False)

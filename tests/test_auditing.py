@@ -1215,8 +1215,10 @@ def test_findings_are_a_list_that_shows_itself():
     findings = audit(model)
     assert isinstance(findings, list) and all(isinstance(finding, Finding) for finding in findings)
     assert str(findings).splitlines() == [
-        "frozen-part-in-train-mode: '0' is frozen but in train mode: 2 modules move their buffers ('0.0', '0.<norm>').",
-        "    Freeze it with helpers.freeze(), which holds eval mode, or call its eval() after every model.train().",
+        "frozen-part-in-train-mode: '0' is frozen but in train mode: 2 modules move their buffers",
+        "  ('0.0', '0.<norm>').",
+        "    Freeze it with helpers.freeze(), which holds eval mode, or call its eval() after",
+        "    every model.train().",
         "    Page: Rule frozen-part-in-train-mode",
     ]
     assert findings._repr_html_().count("<tr") == 2 and "0.&lt;norm&gt;" in findings._repr_html_()
@@ -1228,6 +1230,13 @@ def test_findings_are_a_list_that_shows_itself():
     )
     assert Findings()._repr_html_() == "<p>no findings</p>"
     assert audit(nn.Linear(2, 1)) == [] and str(audit(nn.Linear(2, 1))) == "no findings"
+
+
+def test_a_finding_breaks_its_lines_between_words_and_never_within():
+    name = "a-very.long-name." * 10
+    told = str(Finding("rule", "", f"{'word ' * 30}{name}", "do " * 40)).splitlines()
+    assert f"  {name}" in told and max(len(line) for line in told if name not in line) <= 88
+    assert [line[:6] for line in told[-3:]] == ["    do", "    do", "    Pa"]
 
 
 def test_a_finding_names_its_page(monkeypatch):
