@@ -1,47 +1,56 @@
 """Answers to the exercises of the lesson on ``requires_grad``."""
 
+import copy
+import fnmatch
+import re
+
 import torch
 from torch import nn
 
+from helpers import freeze
 from tests.tools.exercises import Answers
 
 answers = Answers()
 right, wrong = answers.right, answers.wrong
 
-ASKED = {
+SEEN = {
     "first.weight has a gradient": True,
     "frozen.weight has a gradient": False,
     "unused.weight has a gradient": False,
-    "frozen(hidden).requires_grad": True,
-    "frozen(torch.ones(1, 2)).requires_grad": False,
+    "frozen(hidden) requires grad": True,
+    "frozen(torch.ones(1, 2)) requires grad": False,
+    "hidden.round() requires grad": True,
+    "(hidden > 0) requires grad": False,
     "hidden is a leaf": False,
-    "hidden.requires_grad = False raises": True,
-    "a second loss.backward() raises": True,
 }
-right("who-is-asked")(ASKED)
-right("who-is-asked")(dict(reversed(ASKED.items())))
-right("who-is-asked")({**ASKED})
+right("who-is-asked")(SEEN)
+right("who-is-asked")(dict(reversed(SEEN.items())))
+right("who-is-asked")({row: torch.tensor(value) for row, value in SEEN.items()})
+right("who-is-asked")({row: int(value) for row, value in SEEN.items()})
 wrong("who-is-asked", "does not stop the gradient")(
-    ASKED | {"first.weight has a gradient": False}, "A frozen layer stops the gradient."
+    SEEN | {"first.weight has a gradient": False}, "A frozen layer stops the gradient."
 )
 wrong("who-is-asked", "adds nothing to its .grad")(
-    ASKED | {"frozen.weight has a gradient": True}, "A frozen layer gets a gradient that the optimizer ignores."
+    SEEN | {"frozen.weight has a gradient": True}, "A frozen layer gets a gradient that the optimizer ignores."
 )
 wrong("who-is-asked", "not computed from it")(
-    ASKED | {"unused.weight has a gradient": True}, "Whatever asks gets a gradient, zeros if need be."
+    SEEN | {"unused.weight has a gradient": True}, "Whatever requires a gradient gets one, zeros if need be."
 )
-wrong("who-is-asked", "One input that asks is enough")(
-    ASKED | {"frozen(hidden).requires_grad": False}, "What comes out of a frozen layer needs no gradient."
+wrong("who-is-asked", "is enough, and hidden does")(
+    SEEN | {"frozen(hidden) requires grad": False}, "What comes out of a frozen layer requires no gradient."
 )
 wrong("who-is-asked", "neither the ones")(
-    ASKED | {"frozen(torch.ones(1, 2)).requires_grad": True}, "What comes out of a layer always needs a gradient."
+    SEEN | {"frozen(torch.ones(1, 2)) requires grad": True}, "What comes out of a layer always requires a gradient."
 )
-wrong("who-is-asked", "it has a grad_fn")(ASKED | {"hidden is a leaf": True}, "A leaf is whatever I gave a name.")
-wrong("who-is-asked", "its flag follows from its inputs")(
-    ASKED | {"hidden.requires_grad = False raises": False}, "A flag can be set on any tensor."
+wrong("who-is-asked", "its gradient is zero")(
+    SEEN | {"hidden.round() requires grad": False}, "What has no useful gradient is not recorded."
 )
-wrong("who-is-asked", "freed what forward had saved")(
-    ASKED | {"a second loss.backward() raises": False}, "Backward can be called as often as one likes."
+wrong("who-is-asked", "A comparison gives booleans")(
+    SEEN | {"(hidden > 0) requires grad": True}, "Whatever is computed from a weight is recorded."
+)
+wrong("who-is-asked", "it has a grad_fn")(SEEN | {"hidden is a leaf": True}, "A leaf is whatever I gave a name.")
+wrong("who-is-asked", "none of these lines raises an error")(
+    SEEN | {"hidden is a leaf": "raises"}, "A question that makes no sense raises an error."
 )
 
 
@@ -59,11 +68,40 @@ def each_parameter(model):
 @right("still-trains")
 def by_name_and_returned(model):
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith("0."))
+        if name.startswith("0."):
+            parameter.requires_grad_(False)
     return model
 
 
-@wrong("still-trains", "should still ask")
+@right("still-trains")
+def in_one_line(model):
+    return model[0].requires_grad_(False)
+
+
+@right("still-trains")
+def a_slice(model):
+    return model[:1].requires_grad_(False)
+
+
+@right("still-trains")
+def with_its_old_gradients_dropped(model):
+    model[0].requires_grad_(False).zero_grad()
+
+
+@right("still-trains")
+def by_the_helper(model):
+    freeze(model, "0.*", hold=False)
+
+
+@right("still-trains")
+def beside_the_lines_that_do_nothing(model):
+    model[0].requires_grad = False
+    for parameter in model[0].parameters():
+        parameter.require_grad = False
+        parameter.requires_grad = False
+
+
+@wrong("still-trains", "and is frozen now")
 def all_but_the_last(model):
     """Everything before the last layer is the first."""
     model.requires_grad_(False)
@@ -83,23 +121,45 @@ def misspelled(model):
         parameter.require_grad = False
 
 
-@wrong("still-trains", "only its numbers")
+@wrong("still-trains", "only shares its numbers")
 def through_data(model):
     """.data is the parameter itself."""
     for parameter in model[0].parameters():
         parameter.data.requires_grad = False
 
 
-@wrong("still-trains", "0.bias still asks")
+@wrong("still-trains", "only shares its numbers")
+def through_the_state_dict(model):
+    """The state_dict holds the parameters."""
+    for name, entry in model.state_dict().items():
+        if name.startswith("0."):
+            entry.requires_grad_(False)
+
+
+@wrong("still-trains", "0.bias still requires a gradient")
 def weight_only(model):
     """A layer has one parameter."""
     model[0].weight.requires_grad = False
 
 
-@wrong("still-trains", "Now nothing asks")
+@wrong("still-trains", "Now nothing in the model requires a gradient")
 def everything(model):
     """The optimizer decides what trains, so freezing more does no harm."""
     model.requires_grad_(False)
+
+
+@wrong("still-trains", "3.bias was frozen before")
+def every_flag_is_mine(model):
+    """Every flag is mine to set."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith("0."))
+
+
+@wrong("still-trains", "3.bias was frozen before")
+def from_a_clean_start(model):
+    """One turns everything on first, to know where one stands."""
+    model.requires_grad_(True)
+    model[0].requires_grad_(False)
 
 
 @wrong("still-trains", "other Parameter objects")
@@ -117,12 +177,245 @@ def replaced_by_buffers(model):
     model[0].register_buffer("weight", weight)
 
 
-@wrong("still-trains", "should still ask")
+@wrong("still-trains", "2.bias required a gradient")
 def the_wrong_end(model):
     """The first layer is the one nearest to the loss, as backward meets it."""
     model[2].requires_grad_(False)
     model[0].requires_grad_(False)
     model[2].weight.requires_grad_(True)
+
+
+@wrong("still-trains", "What you return is frozen")
+def a_copy(model):
+    """A function should leave its argument alone."""
+    frozen = copy.deepcopy(model)
+    frozen[0].requires_grad_(False)
+    return frozen
+
+
+@wrong("still-trains", "in place of the method")
+def the_method_overwritten(model):
+    """The flag has an underscore at its end."""
+    model[0].requires_grad_ = False
+
+
+@wrong("still-trains", "eval() freezes no parameter")
+def eval_mode(model):
+    """eval() freezes a layer."""
+    model[0].eval()
+
+
+@wrong("still-trains", "eval() freezes no parameter")
+def eval_mode_as_well(model):
+    """A frozen layer belongs in eval mode, whatever the statement says."""
+    model[0].requires_grad_(False).eval()
+
+
+@wrong("still-trains", "0.1.weight still requires a gradient")
+def as_long_as_two(model):
+    """The first two parameters are those of the first layer."""
+    for parameter in list(model.parameters())[:2]:
+        parameter.requires_grad_(False)
+
+
+@wrong("still-trains", "and is frozen now")
+def by_a_zero_in_the_name(model):
+    """A name with a 0 in it is in layer 0."""
+    for name, parameter in model.named_parameters():
+        if "0" in name:
+            parameter.requires_grad_(False)
+
+
+@wrong("still-trains", "No flag of the model changed")
+def by_a_hook_on_its_gradients(model):
+    """A gradient of zero is a frozen parameter."""
+    for parameter in model[0].parameters():
+        parameter.register_hook(lambda gradient: gradient * 0)
+
+
+@wrong("still-trains", "passes on something else in backward")
+def by_a_hook(model):
+    """A gradient of zero everywhere is the surest freeze."""
+    model[0].requires_grad_(False)
+    model[2].weight.register_hook(lambda gradient: gradient * 0)
+
+
+@wrong("still-trains", "passes on something else in backward")
+def with_its_output_detached(model):
+    """A frozen layer lets nothing through."""
+    model[0].requires_grad_(False)
+    model[0].register_forward_hook(lambda module, args, output: output.detach())
+
+
+@wrong("still-trains", "passes on something else in backward")
+def under_no_grad(model):
+    """no_grad around a layer is how one freezes it."""
+    model[0].requires_grad_(False)
+    model[0].forward = torch.no_grad()(model[0].forward)
+
+
+@wrong("still-trains", "is gone or changed")
+def with_all_gradients_dropped(model):
+    """zero_grad belongs to freezing, for the whole model."""
+    model[0].requires_grad_(False)
+    model.zero_grad()
+
+
+@wrong("still-trains", "Numbers of the model changed")
+def zeros(model):
+    """A frozen layer does nothing."""
+    model[0].requires_grad_(False)
+    for parameter in model[0].parameters():
+        parameter.data.zero_()
+
+
+@right("nothing-trains")
+def stacked(model, batches):
+    losses = []
+    for images, labels in batches:
+        losses.append(nn.functional.cross_entropy(model(images), labels))
+    return torch.stack(losses).mean()
+
+
+@right("nothing-trains")
+def added_up(model, batches):
+    total = 0
+    for images, labels in batches:
+        total += nn.functional.cross_entropy(model(images), labels)
+    return total / len(batches)
+
+
+@right("nothing-trains")
+def in_a_line(model, batches):
+    return sum(nn.functional.cross_entropy(model(x), y) for x, y in batches) / len(batches)
+
+
+@right("nothing-trains")
+def joined_by_cat(model, batches):
+    losses = [nn.functional.cross_entropy(model(x), y)[None] for x, y in batches]
+    return torch.cat(losses).mean(dim=0, keepdim=True)
+
+
+@right("nothing-trains")
+def in_double_precision(model, batches):
+    return sum(nn.functional.cross_entropy(model(x), y).double() for x, y in batches) / len(batches)
+
+
+@right("nothing-trains")
+def written_in_place(model, batches):
+    losses = torch.zeros(len(batches))
+    for number, (images, labels) in enumerate(batches):
+        losses[number] = nn.functional.cross_entropy(model(images), labels)
+    return losses.mean()
+
+
+@wrong("nothing-trains", "is a leaf: nothing leads from it")
+def as_it_was(model, batches):
+    """What requires a gradient trains."""
+    losses = [nn.functional.cross_entropy(model(x), y).item() for x, y in batches]
+    return torch.tensor(sum(losses) / len(losses), requires_grad=True)
+
+
+@wrong("nothing-trains", "nothing leads from it to the model")
+def flag_on_the_result(model, batches):
+    """The method turns a loss into one that trains."""
+    losses = torch.tensor([nn.functional.cross_entropy(model(x), y).item() for x, y in batches])
+    return losses.mean().requires_grad_()
+
+
+@wrong("nothing-trains", "no gradient from it reaches")
+def flag_on_the_list(model, batches):
+    """A result that was computed from a tensor with a flag leads back to the model."""
+    losses = [nn.functional.cross_entropy(model(x), y).item() for x, y in batches]
+    return torch.tensor(losses, requires_grad=True).mean()
+
+
+@wrong("nothing-trains", "raises the old error")
+def without_the_flag(model, batches):
+    """The flag was the mistake, so the rest is right."""
+    losses = [nn.functional.cross_entropy(model(x), y) for x, y in batches]
+    return torch.tensor([loss.detach() for loss in losses]).mean()
+
+
+@wrong("nothing-trains", "as a tensor; yours is a float")
+def a_plain_number(model, batches):
+    """A loss is a number."""
+    return sum(nn.functional.cross_entropy(model(x), y).item() for x, y in batches) / len(batches)
+
+
+@wrong("nothing-trains", "sum of the losses")
+def the_sum(model, batches):
+    """The sum has the same gradients as the mean."""
+    return torch.stack([nn.functional.cross_entropy(model(x), y) for x, y in batches]).sum()
+
+
+@wrong("nothing-trains", "mean over all images")
+def one_large_batch(model, batches):
+    """The mean of the means is the mean of all."""
+    images, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+    return nn.functional.cross_entropy(model(images), labels)
+
+
+@wrong("nothing-trains", "the loss of one batch")
+def only_the_last(model, batches):
+    """What the loop leaves is what it has computed."""
+    for images, labels in batches:
+        loss = nn.functional.cross_entropy(model(images), labels)
+    return loss
+
+
+@wrong("nothing-trains", "has put gradients into the model")
+def backward_in_the_loop(model, batches):
+    """A loss that is to train calls backward."""
+    losses = []
+    for images, labels in batches:
+        losses.append(nn.functional.cross_entropy(model(images), labels) / len(batches))
+        losses[-1].backward(retain_graph=True)
+    return torch.stack(losses).sum()
+
+
+@wrong("nothing-trains", "with one number")
+def all_losses(model, batches):
+    """backward takes the mean by itself."""
+    return torch.stack([nn.functional.cross_entropy(model(x), y) for x, y in batches])
+
+
+@wrong("nothing-trains", "the gradients are not those of the mean")
+def one_with_its_record(model, batches):
+    """It is enough if one of the losses leads to the model."""
+    losses = [nn.functional.cross_entropy(model(x), y) for x, y in batches]
+    return (losses[0] + sum(loss.item() for loss in losses[1:])) / len(losses)
+
+
+@wrong("nothing-trains", "no gradient from it reaches")
+def outputs_detached(model, batches):
+    """What requires a gradient is recorded from the beginning."""
+    outputs = [model(images).detach().requires_grad_() for images, _ in batches]
+    pairs = zip(outputs, batches, strict=True)
+    return torch.stack([nn.functional.cross_entropy(output, labels) for output, (_, labels) in pairs]).mean()
+
+
+@wrong("nothing-trains", "those of the mean")
+def leads_back_by_a_zero(model, batches):
+    """It is enough if the result depends on the parameters in some way."""
+    losses = [nn.functional.cross_entropy(model(x), y).item() for x, y in batches]
+    return 0 * sum(p.sum() for p in model.parameters()) + sum(losses) / len(losses)
+
+
+@wrong("nothing-trains", "Flags of the model changed")
+def unfrozen(model, batches):
+    """Nothing trains because something is frozen."""
+    model.requires_grad_(True)
+    return torch.stack([nn.functional.cross_entropy(model(x), y) for x, y in batches]).mean()
+
+
+@wrong("nothing-trains", "yours is")
+def added_to_one(model, batches):
+    """A total begins at 1."""
+    total = torch.ones(())
+    for images, labels in batches:
+        total = total + nn.functional.cross_entropy(model(images), labels)
+    return total / len(batches)
 
 
 @right("freeze-by-name")
@@ -157,10 +450,38 @@ def by_levels(model, part):
     return tuple(found)
 
 
+@right("freeze-by-name")
+def by_an_escaped_expression(model, part):
+    found = {n: p for n, p in model.named_parameters() if re.match(rf"{re.escape(part)}(\.|$)", n) and part}
+    if not found:
+        raise ValueError(part)
+    for parameter in found.values():
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    return list(found)
+
+
+@right("freeze-by-name")
+def by_the_helper_by_name(model, part):
+    names = [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+    return freeze(model, *names or [part], hold=False)
+
+
 @wrong("freeze-by-name", "begins with the same letters")
 def beginning_letters(model, part):
     """A name that begins with the part's letters is in that part."""
     names = [name for name, _ in model.named_parameters() if name.startswith(part)]
+    if not names:
+        raise ValueError(part)
+    for name in names:
+        model.get_parameter(name).requires_grad = False
+    return names
+
+
+@wrong("freeze-by-name", "a dot in a name is a dot")
+def by_an_expression(model, part):
+    """A name is a regular expression for itself."""
+    names = [name for name, _ in model.named_parameters() if re.match(rf"{part}(\.|$)", name)]
     if not names:
         raise ValueError(part)
     for name in names:
@@ -177,6 +498,54 @@ def silent(model, part):
     return names
 
 
+@wrong("freeze-by-name", "'' names no parameter of the model")
+def by_module_or_parameter(model, part):
+    """What a model finds under a name is a part of it."""
+    try:
+        found = model.get_submodule(part)
+        names = [f"{part}.{name}".lstrip(".") for name, _ in found.named_parameters()]
+    except AttributeError:
+        try:
+            found, names = model.get_parameter(part), [part]
+        except AttributeError:
+            raise ValueError(part) from None
+    found.requires_grad_(False)
+    return names
+
+
+@wrong("freeze-by-name", "'body.act' names no parameter")
+def a_module_is_enough(model, part):
+    """A name that a module has is not a wrong one."""
+    names = [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+    if not part or not (names or part in dict(model.named_modules())):
+        raise ValueError(part)
+    for name in names:
+        model.get_parameter(name).requires_grad = False
+    return names
+
+
+@wrong("freeze-by-name", "'body.norm.running_mean' names no parameter")
+def an_entry_is_enough(model, part):
+    """What is in the state_dict are parameters."""
+    if not [name for name in model.state_dict() if f"{name}.".startswith(f"{part}.")]:
+        raise ValueError(part)
+    names = [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+    for name in names:
+        model.get_parameter(name).requires_grad = False
+    return names
+
+
+@wrong("freeze-by-name", "it raised ValueError, but the part is there")
+def nothing_to_do(model, part):
+    """If nothing was left to freeze, the name was wrong."""
+    names = [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+    if not any(model.get_parameter(name).requires_grad for name in names):
+        raise ValueError(part)
+    for name in names:
+        model.get_parameter(name).requires_grad = False
+    return names
+
+
 @wrong("freeze-by-name", "whatever else is frozen")
 def all_that_is_frozen(model, part):
     """What is frozen now is what I froze."""
@@ -186,7 +555,7 @@ def all_that_is_frozen(model, part):
     return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
 
 
-@wrong("freeze-by-name", "leave alone what is not part of the name")
+@wrong("freeze-by-name", "Leave alone the flags of what is not in the part")
 def sets_all_flags(model, part):
     """Every flag is mine to set."""
     names = []
@@ -205,11 +574,31 @@ def returns_nothing(model, part):
             parameter.requires_grad = False
 
 
+@wrong("freeze-by-name", "which are strings; the list holds a tuple")
+def returns_pairs(model, part):
+    """named_parameters gives the names."""
+    found = [(n, p.requires_grad_(False)) for n, p in model.named_parameters() if f"{n}.".startswith(f"{part}.")]
+    if not found:
+        raise ValueError(part)
+    return found
+
+
 @wrong("freeze-by-name", "AttributeError")
 def only_modules(model, part):
     """Every name in a model is that of a module."""
     model.get_submodule(part).requires_grad_(False)
     return [f"{part}.{name}" for name, _ in model.get_submodule(part).named_parameters()]
+
+
+@wrong("freeze-by-name", "it raised KeyError; a ValueError is wanted")
+def another_error(model, part):
+    """Any error will do."""
+    names = [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+    if not names:
+        raise KeyError(part)
+    for name in names:
+        model.get_parameter(name).requires_grad = False
+    return names
 
 
 @wrong("freeze-by-name", "at that depth")
@@ -234,69 +623,7 @@ def new_parameters(model, part):
     return names
 
 
-@right("still-trains")
-def in_one_line(model):
-    return model[0].requires_grad_(False)
-
-
-@right("still-trains")
-def a_slice(model):
-    return model[:1].requires_grad_(False)
-
-
-@wrong("still-trains", "What you return is frozen")
-def a_copy(model):
-    """A function should leave its argument alone."""
-    import copy
-
-    frozen = copy.deepcopy(model)
-    frozen[0].requires_grad_(False)
-    return frozen
-
-
-@wrong("still-trains", "in place of the method")
-def the_method_overwritten(model):
-    """The flag has an underscore at its end."""
-    model[0].requires_grad_ = False
-
-
-@wrong("still-trains", "eval() freezes nothing")
-def eval_mode(model):
-    """eval() freezes a layer."""
-    model[0].eval()
-
-
-@wrong("still-trains", "0.1.weight still asks")
-def as_long_as_two(model):
-    """The first two parameters are those of the first layer."""
-    for parameter in list(model.parameters())[:2]:
-        parameter.requires_grad_(False)
-
-
-@wrong("still-trains", "should still ask")
-def by_a_zero_in_the_name(model):
-    """A name with a 0 in it is in layer 0."""
-    for name, parameter in model.named_parameters():
-        if "0" in name:
-            parameter.requires_grad_(False)
-
-
-@wrong("still-trains", "gives other gradients")
-def by_a_hook(model):
-    """A gradient of zero everywhere is the surest freeze."""
-    model[0].requires_grad_(False)
-    model[2].weight.register_hook(lambda gradient: gradient * 0)
-
-
-@wrong("still-trains", "Numbers of the model changed")
-def zeros(model):
-    """A frozen layer does nothing."""
-    model[0].requires_grad_(False)
-    for parameter in model[0].parameters():
-        parameter.data.zero_()
-
-
-@wrong("freeze-by-name", "attribute of a layer")
+@wrong("freeze-by-name", "attribute of a module")
 def flag_of_the_part(model, part):
     """A module has a flag."""
     model.get_submodule(part).requires_grad = False
@@ -315,7 +642,7 @@ def freezes_and_then_raises(model, part):
     return names
 
 
-@wrong("freeze-by-name", "should still ask, and is frozen")
+@wrong("freeze-by-name", "does not belong to the part")
 def anywhere_in_the_name(model, part):
     """A part's name may stand anywhere in a parameter's."""
     names = [name for name, _ in model.named_parameters() if f".{part}." in f".{name}."]
@@ -326,12 +653,13 @@ def anywhere_in_the_name(model, part):
     return names
 
 
-@wrong("freeze-by-name", "though it was frozen before")
+@wrong("freeze-by-name", "What was frozen before belongs to the part, too")
 def only_newly_frozen(model, part):
-    """Only what asked belongs to the part."""
-    names = [n for n, p in model.named_parameters() if p.requires_grad and f"{n}.".startswith(f"{part}.")]
+    """Only what is trainable belongs to the part."""
+    names = [n for n, p in model.named_parameters() if f"{n}.".startswith(f"{part}.")]
     if not names:
         raise ValueError(part)
+    names = [name for name in names if model.get_parameter(name).requires_grad]
     for name in names:
         model.get_parameter(name).requires_grad = False
     return names
@@ -346,6 +674,42 @@ def with_buffers(model, part):
     for name, parameter in model.named_parameters():
         if name in names:
             parameter.requires_grad = False
+    return names
+
+
+@wrong("freeze-by-name", "For 'body' the names are")
+def in_the_order_of_the_alphabet(model, part):
+    """A set of names has an order, if one sorts it."""
+    names = sorted(name for name, _ in model.named_parameters() if fnmatch.fnmatchcase(f"{name}.", f"{part}.*"))
+    if not names:
+        raise ValueError(part)
+    for name in names:
+        model.get_parameter(name).requires_grad = False
+    return names
+
+
+@wrong("freeze-by-name", "leave the modes alone")
+def norm_layers_in_eval_mode(model, part):
+    """Freezing puts all norm layers in eval mode."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.eval()
+    return by_dotted_comparison(model, part)
+
+
+@wrong("freeze-by-name", "is gone or changed")
+def with_all_gradients_emptied(model, part):
+    """zero_grad belongs to freezing, for the whole model."""
+    model.zero_grad()
+    return by_dotted_comparison(model, part)
+
+
+@wrong("freeze-by-name", "passes on something else in backward")
+def with_the_part_detached(model, part):
+    """A frozen part lets nothing through."""
+    names = by_dotted_comparison(model, part)
+    if part in dict(model.named_modules()):
+        model.body["norm"].register_forward_hook(lambda module, args, output: output.detach())
     return names
 
 

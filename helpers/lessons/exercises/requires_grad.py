@@ -1,66 +1,18 @@
-"""The exercises and predictions of the lesson on ``requires_grad``."""
+"""The exercises and predictions of the lesson on ``requires_grad``; their sentences are in the TOML file beside it."""
 
 import copy
 import operator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from helpers.lessons.exercises import RAISES, Lesson, NotYet, kind, raises, run, table, taken
+from helpers.lessons.exercises import RAISES, Lesson, NotYet, kind, run, table, taken
 
-lesson = Lesson()
+lesson = Lesson("requires_grad")
 check, predict, progress = lesson.check, lesson.predict, lesson.progress
 
-lesson.prediction(
-    "any",
-    {
-        (False, False): "b has z among its inputs, and z asks: one is enough.",
-        (True, True): "a has only inputs that do not ask: who would need its gradient?",
-        (True, False): "It is the other way round: a has no input that asks, b has one.",
-    },
-)
-lesson.prediction(
-    "frozen-middle",
-    {
-        (True, True, True): "A frozen layer is not asked for a gradient of its own, so it keeps none.",
-        (False, False, True): "You let the frozen layer stop the gradient. It keeps none, and passes it on.",
-        (True, False, False): "Backward begins at the loss, so the last layer is the first that it reaches.",
-        (False, False, False): "Freezing one layer turns nothing off for the others.",
-    },
-)
-lesson.prediction(
-    "flops",
-    {
-        (3, 1): "It is the other way round: to reach the first layer backward must pass the last two, frozen or not.",
-        (1, 1): "Two frozen layers each time, but backward ends at the earliest tensor that asks: look where that is.",
-        (3, 3): "One product for its own weight, one to pass on: which are needed if nothing before asks?",
-        (2, 2): "Has the last layer somebody to pass on to? And do frozen layers at the end pass on for nothing?",
-        (1, 2): "The first is right. The last two save their own products, and both pass on: 5 - 2.",
-    },
-)
-lesson.prediction(
-    "moment",
-    {
-        (1, 0.8, 0.8): "Backward looks at the flag again before it adds to .grad.",
-        (1, 1, 1): "Once .grad is there, the optimizer applies it: it never looks at the flag.",
-        (1, 0.8, 1): "Backward looks at the flag again. The optimizer does not: it applies what is in .grad.",
-    },
-)
-lesson.prediction(
-    "accumulate",
-    {
-        (6, 6, 6): "backward() does not overwrite .grad; it adds to it.",
-        (6, 12, 24): "It adds the new gradient, 6, each time; it does not double what is there.",
-        (6, 36, 216): "It adds, it does not multiply.",
-    },
-)
 
-
-@lesson.exercise(
-    "who-is-asked",
-    follows="A gradient goes from the loss to every leaf that asks and was used, through frozen layers; results keep "
-    "none, and the flag of a result is not yours to set.",
-)
+@lesson.exercise("who-is-asked")
 def who_is_asked(answer):
     first, frozen, last, unused = (nn.Linear(2, 2) for _ in range(4))
     frozen.requires_grad_(False)
@@ -71,165 +23,259 @@ def who_is_asked(answer):
         "first.weight has a gradient": first.weight.grad is not None,
         "frozen.weight has a gradient": frozen.weight.grad is not None,
         "unused.weight has a gradient": unused.weight.grad is not None,
-        "frozen(hidden).requires_grad": frozen(hidden).requires_grad,
-        "frozen(torch.ones(1, 2)).requires_grad": frozen(torch.ones(1, 2)).requires_grad,
+        "frozen(hidden) requires grad": frozen(hidden).requires_grad,
+        "frozen(torch.ones(1, 2)) requires grad": frozen(torch.ones(1, 2)).requires_grad,
+        "hidden.round() requires grad": hidden.round().requires_grad,
+        "(hidden > 0) requires grad": (hidden > 0).requires_grad,
         "hidden is a leaf": hidden.is_leaf,
-        "hidden.requires_grad = False raises": raises(lambda: setattr(hidden, "requires_grad", False)) == RAISES,
-        "a second loss.backward() raises": raises(loss.backward) == RAISES,
     }
-    beliefs = {
-        ("first.weight has a gradient", False): "The frozen layer does not stop the gradient on its way to first.",
-        ("frozen.weight has a gradient", True): "Backward passes the frozen layer, but adds nothing to its .grad.",
-        ("unused.weight has a gradient", True): "unused asks, but the loss was not computed from it.",
-        ("frozen(hidden).requires_grad", False): "One input that asks is enough, and hidden has a grad_fn.",
-        ("frozen(torch.ones(1, 2)).requires_grad", True): "No input asks: neither the ones nor the frozen weights.",
-        ("hidden is a leaf", True): "hidden was computed from a weight that asks: it has a grad_fn.",
-        ("hidden.requires_grad = False raises", False): "hidden is a result: its flag follows from its inputs.",
-        ("a second loss.backward() raises", False): "The first backward freed what forward had saved.",
-    }
-    table(answer, seen, beliefs)
+    if isinstance(answer, dict):
+        for row in (row for row in seen if isinstance(answer.get(row), str) and answer[row] == RAISES):
+            raise lesson.not_yet("no-raises", row=row)
+    table(answer, seen, lesson.beliefs("who-is-asked"))
 
 
-@lesson.exercise(
-    "still-trains",
-    follows="The method with the underscore reaches every parameter of the layer, and a misspelled method is an error, "
-    "where a misspelled attribute is silent.",
-)
+@lesson.exercise("still-trains")
 def still_trains(answer):
     _freezes_the_first(answer, nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
     block = nn.Sequential(nn.Linear(3, 4), nn.PReLU())
-    _freezes_the_first(answer, nn.Sequential(block, *(nn.Linear(4, 4) for _ in range(9)), nn.Linear(4, 2)))
+    model = nn.Sequential(block, *(nn.Linear(4, 4) for _ in range(10)), nn.Dropout(), nn.Linear(4, 2)).eval()
+    model[3].bias.requires_grad = False  # by somebody before
+    _freezes_the_first(answer, model)
 
 
 def _freezes_the_first(answer, model):
-    objects, untouched = list(model.parameters()), copy.deepcopy(model)
+    model(torch.ones(1, 3)).sum().backward()
+    before = _Before(model, "0")
     given = run(answer, model)
-    _only_flags(objects, untouched, model)
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    wanted = {name: not name.startswith("0.") for name in flags}
-    if all(flags.values()):
+    before.compare()
+    turned_on, missed, extra = before.flags()
+    if before.same_flags():
         if isinstance(given, nn.Module) and not all(parameter.requires_grad for parameter in given.parameters()):
-            raise NotYet("What you return is frozen, the model that was given is not: freeze it, not a copy.")
-        _no_stray_flag(model)
-        raise NotYet("No flag of the model changed. Does what you changed share its flag, or only its numbers?")
-    if not any(flags.values()):
-        raise NotYet("Now nothing asks, and backward() would raise: only the first layer is to be frozen.")
-    if missed := [name for name in wanted if flags[name] and not wanted[name]]:
-        raise NotYet(f"{missed[0]} still asks: a layer may have several parameters, some of them deeper in it.")
-    if extra := [name for name in wanted if wanted[name] and not flags[name]]:
-        raise NotYet(f"{', '.join(extra[:2])} should still ask: only what is in model[0] is to be frozen.")
-    untouched[0].requires_grad_(False)
-    for one in (model, untouched):
-        one(torch.ones(1, 3)).sum().backward()
-    twins = zip(model.parameters(), untouched.parameters(), strict=True)
-    if not all(one.grad is other.grad is None or torch.equal(one.grad, other.grad) for one, other in twins):
-        raise NotYet("The flags are right, but backward gives other gradients than before: change nothing but flags.")
+            raise lesson.not_yet("returned-copy")
+        _refuse_stray_flag(model)
+        raise lesson.not_yet("no-flag")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise lesson.not_yet("nothing-left")
+    for key, names in (("turned-on", turned_on), ("missed", missed), ("extra", extra)):
+        if names:
+            raise lesson.not_yet(key, names=_listed(names))
+    before.compare_passes(torch.ones(1, 3))
 
 
-@lesson.exercise(
-    "freeze-by-name",
-    follows="That is what freeze() of helpers does with patterns. It does one thing more, and holds what it freezes in "
-    "eval mode: the lesson on fine-tuning says why.",
-)
+@lesson.exercise("nothing-trains")
+def nothing_trains(answer):
+    for sizes in ((3, 5, 2), (4,)):
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+        model[1].requires_grad_(False)
+        batches = [(torch.randn(size, 3), torch.arange(size) % 2) for size in sizes]
+        twin = copy.deepcopy(model)
+        losses = [nn.functional.cross_entropy(twin(images), labels) for images, labels in batches]
+        torch.stack(losses).mean().backward()
+        before = _Before(model)
+        given = run(answer, model, batches)
+        if any(parameter.grad is not None for parameter in model.parameters()):
+            raise lesson.not_yet("backward-inside")
+        before.compare()
+        if not before.same_flags():
+            raise lesson.not_yet("flags")
+        _is_the_mean(given, [loss.detach() for loss in losses], list(map(len, [labels for _, labels in batches])))
+        given.sum().backward()
+        pairs = [
+            (name, one.grad, other.grad)
+            for (name, one), other in zip(model.named_parameters(), twin.parameters(), strict=True)
+        ]
+        if none := [name for name, one, other in pairs if one is None and other is not None]:
+            raise lesson.not_yet("no-gradient", names=_listed(none))
+        if wrong := [name for name, one, other in pairs if other is not None and not torch.allclose(one, other)]:
+            raise lesson.not_yet("gradients", names=_listed(wrong))
+
+
+def _is_the_mean(given, losses, sizes):
+    if not isinstance(given, Tensor):
+        raise lesson.not_yet("no-tensor", kind=kind(given))
+    if given.numel() != 1:
+        raise lesson.not_yet("shape", shape=tuple(given.shape))
+    if not given.requires_grad:
+        raise lesson.not_yet("no-flag")
+    if given.is_leaf:
+        raise lesson.not_yet("leaf")
+    losses, weights = torch.stack(losses), torch.tensor(sizes, dtype=torch.float32)
+    got, due = given.detach().reshape(()).float(), losses.mean()
+    if torch.allclose(got, due):
+        return
+    for key, other in (("total", losses.sum()), ("by-images", (losses * weights).sum() / weights.sum())):
+        if torch.allclose(got, other):
+            raise lesson.not_yet(key)
+    if any(torch.allclose(got, loss) for loss in losses):
+        raise lesson.not_yet("one-batch")
+    raise lesson.not_yet("value", due=due.item(), got=got.item())
+
+
+@lesson.exercise("freeze-by-name")
 def freeze_by_name(answer):
-    parts = ("body", "body.layer1", "head.weight", "head", "aux", "body.deep.block", "body.norm")
-    for part in parts:
-        model = _parts()
-        objects, untouched = list(model.parameters()), copy.deepcopy(model)
-        try:
-            given = run(answer, model, part)
-        except NotYet as reason:
-            which = "a single parameter" if part == "head.weight" else "a module"
-            raise NotYet(f"For {part!r}, which is {which}: {reason}") from None
-        names = [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
-        _only_flags(objects, untouched, model)
-        _right_flags(part, names, untouched, model)
-        if given is None:
-            raise NotYet("The flags are right. Return the names, as a list.")
-        listed = taken(given, "a list of names")
-        if not all(isinstance(name, str) for name in listed):
-            raise NotYet(f"Return names, which are strings; the list holds {kind(listed[0])}.")
-        if listed != names:
-            why = ""
-            if set(listed) - set(names):
-                why = " Only parameters of the part belong there, whatever else is frozen or has a name."
-            elif "head.bias" in names and "head.bias" not in listed:
-                why = " head.bias belongs to the part, though it was frozen before."
-            raise NotYet(f"For {part!r} the names are {names}, not {listed}.{why}")
-    for absent in ("boddy", "body.layer", "layer1", "weight"):
-        model = _parts()
-        objects, untouched = list(model.parameters()), copy.deepcopy(model)
-        try:
-            answer(model, absent)
-        except ValueError:
-            pass
-        except Exception as error:
-            raise NotYet(
-                f"For {absent!r}, which is no part, it raised {type(error).__name__}: ValueError was asked for."
-            ) from None
-        else:
-            raise NotYet(
-                f"{absent!r} is no part of the model, and nothing was said: a wrong name must not pass in silence."
-            )
-        _only_flags(objects, untouched, model)
-        twins = zip(untouched.parameters(), model.parameters(), strict=True)
-        if any(one.requires_grad != other.requires_grad for one, other in twins):
-            raise NotYet(f"For {absent!r}, which is no part, it raised ValueError, but changed flags before.")
+    for part in ("body", "body.layer1", "head.weight", "head", "aux", "body.deep.block", "body.norm", "body.old"):
+        _freezes(answer, _Parts(), part)
+    for absent in ("boddy", "body.layer", "layer1", "weight", "", "body.act", "body.norm.running_mean"):
+        model = _Parts()
+        before = _Before(model)
+        error = _raised(answer, model, absent)
+        if error is None:
+            raise lesson.not_yet("silent", part=absent)
+        if not isinstance(error, ValueError):
+            raise lesson.not_yet("other-error", part=absent, error=type(error).__name__)
+        if not before.same_flags():
+            raise lesson.not_yet("changed-before", part=absent)
+        before.compare()
 
 
-def _parts():
-    """Parts whose names begin alike, lie deep, come twice, or are a single parameter."""
-    blocks = {"layer1": nn.Linear(2, 2), "layer10": nn.Linear(2, 2), "norm": nn.BatchNorm1d(2)}
-    deep = nn.ModuleDict({"deep": nn.ModuleDict({"block": nn.Linear(2, 2), "other": nn.Linear(2, 2)})})
-    body = nn.ModuleDict({**blocks, **deep})
-    model = nn.ModuleDict({"body": body, "aux": nn.ModuleDict({"head": nn.Linear(2, 1)}), "head": nn.Linear(2, 1)})
-    model["head"].bias.requires_grad = False  # by somebody before
-    return model
+def _raised(answer, model, part):
+    """What the learner's function raises; the refusal of anything else that is wrong with it goes through."""
+    try:
+        run(answer, model, part)
+    except NotYet as reason:
+        if reason.__cause__ is None:
+            raise
+        return reason.__cause__
+    return None
 
 
-def _only_flags(objects, untouched, model):
-    """Raise `NotYet` if anything but flags differs from the copy made before, or a parameter is another object."""
-    before, after = untouched.state_dict(), model.state_dict()
-    kinds = [[type(module) for module in one.modules()] for one in (untouched, model)]
-    named = [[name for name, _ in one.named_parameters()] for one in (untouched, model)]
-    same = len(objects) == len(named[1]) and all(map(operator.is_, objects, model.parameters()))
-    if not same or named[0] != named[1] or kinds[0] != kinds[1] or before.keys() != after.keys():
-        raise NotYet(
-            "The model has other Parameter objects or modules now. An optimizer would hold the old ones: change flags."
+def _freezes(answer, model, part):
+    x = torch.ones(3, 2)
+    model(x).sum().backward()
+    before = _Before(model, part)
+    try:
+        given = run(answer, model, part)
+    except NotYet as reason:
+        if isinstance(reason.__cause__, ValueError) and part == "body.old":
+            raise lesson.not_yet("frozen-before", part=part) from None
+        what = "a single parameter" if part == "head.weight" else "a module"
+        raise lesson.not_yet("part-error", part=part, what=what, reason=reason) from None
+    before.compare()
+    turned_on, missed, extra = before.flags()
+    if before.same_flags() and part != "body.old":
+        _refuse_stray_flag(model)
+        raise lesson.not_yet("no-flag", part=part)
+    if turned_on:
+        raise lesson.not_yet("turned-on", part=part, names=_listed(turned_on))
+    if extra:
+        key = "letters" if extra[0].replace("_", ".").startswith(part) else "extra"
+        raise lesson.not_yet(key, part=part, names=_listed(extra))
+    if missed:
+        raise lesson.not_yet("missed", part=part, names=_listed(missed))
+    before.compare_passes(x)
+    _right_names(given, part, before.names)
+
+
+def _right_names(given, part, due):
+    if given is None:
+        raise lesson.not_yet("no-names")
+    listed = taken(given, "a list of names")
+    if others := [name for name in listed if not isinstance(name, str)]:
+        raise lesson.not_yet("not-names", kind=kind(others[0]))
+    if listed != due:
+        extra, frozen = set(listed) - set(due), {"head.bias", "body.old.weight", "body.old.bias"} & set(due)
+        key = "names-extra" if extra else "names-before" if frozen - set(listed) else "names"
+        raise lesson.not_yet(key, part=part, due=due, got=listed)
+
+
+class _Parts(nn.Module):
+    """Parts whose names begin alike, lie deep, come twice, hold no parameter, or are a single one."""
+
+    def __init__(self):
+        super().__init__()
+        names = ("layer1", "layer10", "norm", "act", "old")
+        layers = nn.Linear(2, 2), nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Tanh(), nn.Linear(2, 2)
+        self.body = nn.ModuleDict(dict(zip(names, layers, strict=True)))
+        self.body["deep"] = nn.ModuleDict({"block": nn.Linear(2, 2), "other": nn.Linear(2, 2)})
+        self.body_layer1 = nn.Linear(2, 2)
+        self.aux = nn.ModuleDict({"head": nn.Linear(2, 2)})
+        self.head = nn.Linear(2, 1)
+        self.body["old"].requires_grad_(False)  # both by somebody before
+        self.head.bias.requires_grad = False
+
+    def forward(self, x):
+        body = self.body
+        for layer in (body["layer1"], body["layer10"], body["norm"], body["act"], body["old"], *body["deep"].values()):
+            x = layer(x)
+        return self.head(self.aux["head"](self.body_layer1(x)))
+
+
+class _Before:
+    """A model before an answer saw it: what `compare` finds changed besides the flags, and which flags `part` has."""
+
+    def __init__(self, model, part=None):
+        self.model, self.twin = model, copy.deepcopy(model)
+        self.objects = list(model.parameters())
+        self.gradients = [None if p.grad is None else p.grad.clone() for p in self.objects]
+        self.names = [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+
+    def flags(self):
+        """Names outside the part that were turned on, in the part that are on, and outside that were turned off."""
+        pairs = zip(self.twin.named_parameters(), self.model.parameters(), strict=True)
+        changed = [(name, was.requires_grad, now.requires_grad) for (name, was), now in pairs]
+        outside = [(name, was, now) for name, was, now in changed if name not in self.names]
+        return (
+            [name for name, was, now in outside if now and not was],
+            [name for name, _, now in changed if now and name in self.names],
+            [name for name, was, now in outside if was and not now],
         )
-    if any(before[name].dtype != after[name].dtype or not before[name].equal(after[name]) for name in before):
-        raise NotYet("Numbers of the model changed. Freezing changes flags, and nothing else.")
-    modes = zip(untouched.modules(), model.modules(), strict=True)
-    # A norm layer may be put in eval mode with good reason: that holds its running statistics.
-    if any(one.training != other.training for one, other in modes if not isinstance(one, nn.BatchNorm1d)):
-        raise NotYet("The mode changed: eval() freezes nothing, and changes what dropout and norm layers do.")
+
+    def same_flags(self):
+        pairs = zip(self.twin.parameters(), self.model.parameters(), strict=True)
+        return all(was.requires_grad == now.requires_grad for was, now in pairs)
+
+    def compare(self):
+        """Raise `NotYet` if anything but flags, and the gradients in the part, is not as it was."""
+        one, other = self.twin, self.model
+        kinds = [[type(module) for module in both.modules()] for both in (one, other)]
+        named = [[name for name, _ in both.named_parameters()] for both in (one, other)]
+        before, after = one.state_dict(), other.state_dict()
+        same = len(self.objects) == len(named[1]) and all(map(operator.is_, self.objects, other.parameters()))
+        if not same or named[0] != named[1] or kinds[0] != kinds[1] or before.keys() != after.keys():
+            raise lesson.not_yet("other-objects")
+        if any(before[name].dtype != after[name].dtype or not before[name].equal(after[name]) for name in before):
+            raise lesson.not_yet("numbers")
+        if any(was.training != now.training for was, now in zip(one.modules(), other.modules(), strict=True)):
+            raise lesson.not_yet("modes")
+        for name, parameter, was in zip(named[1], self.objects, self.gradients, strict=True):
+            if name not in self.names and not _equal(was, parameter.grad):
+                raise lesson.not_yet("old-gradients", names=name)
+
+    def compare_passes(self, x):
+        """Raise `NotYet` if the model gives, or passes back, something else than its twin with the same flags."""
+        for was, now in zip(self.twin.parameters(), self.objects, strict=True):
+            was.requires_grad_(now.requires_grad)
+        seen = [_pass(one, x) for one in (self.twin, self.model)]
+        if not all(map(_equal, *seen)):
+            raise lesson.not_yet("passes")
 
 
-def _no_stray_flag(model):
+def _pass(model, x):
+    """What a model gives for ``x`` and passes back, to its parameters and to ``x``. Dropout aside: modes are equal."""
+    x = x.clone().requires_grad_()
+    for parameter in model.parameters():
+        parameter.grad = None
+    torch.manual_seed(0)
+    output = model(x)
+    if output.requires_grad:
+        output.sum().backward()
+    return [output.detach(), x.grad, *(parameter.grad for parameter in model.parameters())]
+
+
+def _equal(one, other):
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
+
+
+def _refuse_stray_flag(model):
     """Name the attribute that was made where a flag was meant."""
     for owner in (*model.modules(), *model.parameters()):
         for name in vars(owner).keys() & {"requires_grad", "requires_grad_", "require_grad"}:
             if name == "requires_grad_":
-                raise NotYet("You put a value in place of the method requires_grad_: call it, requires_grad_(False).")
-            what = "a layer" if isinstance(owner, nn.Module) else "a parameter"
-            raise NotYet(
-                f"{name} was made a new attribute of {what}, and nothing reads it: look at the underscore at the end "
-                "of the method, and at the s."
-            )
+                raise lesson.not_yet("stray-method")
+            what = "a module" if isinstance(owner, nn.Module) else "a parameter"
+            raise lesson.not_yet("stray", name=name, owner=what)
 
 
-def _right_flags(part, names, untouched, model):
-    before = {name: parameter.requires_grad for name, parameter in untouched.named_parameters()}
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    if before == flags:
-        _no_stray_flag(model)
-        raise NotYet(f"For {part!r} no flag changed. Does your code reach parameters at that depth?")
-    if flags["head.bias"]:
-        raise NotYet("head.bias was frozen before, and asks now: leave alone what is not part of the name.")
-    extra = [name for name in flags if before[name] and not flags[name] and name not in names]
-    if extra and extra[0].startswith(part):
-        raise NotYet(f"{part!r} froze {extra[0]} too: a name that begins with the same letters is another part.")
-    if extra:
-        raise NotYet(f"For {part!r} {extra[0]} should still ask, and is frozen.")
-    if missed := [name for name in names if flags[name]]:
-        raise NotYet(f"For {part!r} {missed[0]} should be frozen, and still asks.")
+def _listed(names):
+    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
