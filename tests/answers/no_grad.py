@@ -1,60 +1,84 @@
 """Answers to the exercises of the lesson on ``no_grad``."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch.func import functional_call
 
+from helpers import cache_features, freeze
 from tests.tools.exercises import Answers
 
 answers = Answers()
 right, wrong = answers.right, answers.wrong
 
 SWITCHES = {
-    "net.eval(): net(x) asks": True,
-    "no_grad: net(x) moves the running mean": True,
-    "no_grad: head(features) asks": True,
-    "no_grad: before learns through net(hidden)": False,
-    "net.requires_grad_(False): before learns through net(hidden)": True,
-    "net(x).detach(): tensors are kept while net runs": True,
-    "inference_mode: head learns from features": "raises",
-    "inference_mode: head learns from features.clone()": True,
+    "eval(): net(x) requires grad": True,
+    "no_grad(): net(x) moves the running mean": True,
+    "no_grad(): net(x) in a new thread requires grad": True,
+    "no_grad(): before gets a gradient": False,
+    "requires_grad_(False) on net: before gets a gradient": True,
+    "net(x).detach(): net saves for backward": True,
+    "inference_mode(): head gets a gradient from features": "raises",
+    "inference_mode(): head gets a gradient from features.clone()": True,
 }
 right("which-switch")(SWITCHES)
 right("which-switch")(dict(reversed(SWITCHES.items())))
-right("which-switch")({row: value if value == "raises" else bool(value) for row, value in SWITCHES.items()})
-wrong("which-switch", "all is still recorded")(
-    SWITCHES | {"net.eval(): net(x) asks": False}, "In eval mode no gradients are computed."
+right("which-switch")({row: value if value == "raises" else torch.tensor(value) for row, value in SWITCHES.items()})
+right("which-switch")({row: int(value) if value is True else value for row, value in SWITCHES.items()})
+wrong("which-switch", "everything is recorded as before")(
+    SWITCHES | {"eval(): net(x) requires grad": False}, "In eval mode no gradients are computed."
 )
-wrong("which-switch", "goes on counting")(
-    SWITCHES | {"no_grad: net(x) moves the running mean": False}, "Under no_grad nothing in a network changes."
+wrong("which-switch", "recorded, and without an error")(
+    SWITCHES | {"eval(): net(x) requires grad": "raises"}, "In eval mode a network cannot be trained."
 )
-wrong("which-switch", "does not travel on with a result")(
-    SWITCHES | {"no_grad: head(features) asks": False},
-    "What comes out of no_grad stays cut off, as volatile did.",
+wrong("which-switch", "BatchNorm is in train mode, and moves its statistics")(
+    SWITCHES | {"no_grad(): net(x) moves the running mean": False}, "Under no_grad nothing in a network changes."
+)
+wrong("which-switch", "changes in place under no_grad without an error")(
+    SWITCHES | {"no_grad(): net(x) moves the running mean": "raises"}, "Under no_grad a model is read-only."
+)
+wrong("which-switch", "begins with recording on, wherever it was started")(
+    SWITCHES | {"no_grad(): net(x) in a new thread requires grad": False},
+    "Whatever is started from a block is in the block.",
+)
+wrong("which-switch", "A thread may run a network")(
+    SWITCHES | {"no_grad(): net(x) in a new thread requires grad": "raises"}, "Autograd belongs to the main thread."
 )
 wrong("which-switch", "the way back to before is cut")(
-    SWITCHES | {"no_grad: before learns through net(hidden)": True}, "no_grad around a part freezes that part only."
+    SWITCHES | {"no_grad(): before gets a gradient": True}, "no_grad around a part freezes that part only."
 )
-wrong("which-switch", "without an error")(
-    SWITCHES | {"no_grad: before learns through net(hidden)": "raises"}, "Torch says so when a graph is cut."
+wrong("which-switch", "Nothing is wrong here for torch")(
+    SWITCHES | {"no_grad(): before gets a gradient": "raises"}, "Torch says so when a graph is cut."
 )
-wrong("which-switch", "passes the layer, to whatever asks before it")(
-    SWITCHES | {"net.requires_grad_(False): before learns through net(hidden)": False},
+wrong("which-switch", "passes the network, to whatever requires grad before it")(
+    SWITCHES | {"requires_grad_(False) on net: before gets a gradient": False},
     "A frozen part stops the gradient, as no_grad does.",
 )
-wrong("which-switch", "needed the memory meanwhile")(
-    SWITCHES | {"net(x).detach(): tensors are kept while net runs": False}, "With detach() nothing is recorded."
+wrong("which-switch", "backward passes without an error")(
+    SWITCHES | {"requires_grad_(False) on net: before gets a gradient": "raises"},
+    "Backward raises where it meets a frozen part.",
+)
+wrong("which-switch", "saved what its gradients would need")(
+    SWITCHES | {"net(x).detach(): net saves for backward": False}, "With detach() nothing is recorded."
+)
+wrong("which-switch", "allowed on any result")(
+    SWITCHES | {"net(x).detach(): net saves for backward": "raises"}, "Only leaves can be detached."
 )
 wrong("which-switch", "an inference tensor cannot be saved")(
-    SWITCHES | {"inference_mode: head learns from features": True}, "inference_mode is no_grad, only faster."
+    SWITCHES | {"inference_mode(): head gets a gradient from features": True}, "inference_mode is no_grad, only faster."
 )
 wrong("which-switch", "does not pass in silence")(
-    SWITCHES | {"inference_mode: head learns from features": False}, "From inference tensors a head learns nothing."
+    SWITCHES | {"inference_mode(): head gets a gradient from features": False},
+    "From inference tensors a head learns nothing.",
 )
 wrong("which-switch", "is an ordinary tensor")(
-    SWITCHES | {"inference_mode: head learns from features.clone()": "raises"},
+    SWITCHES | {"inference_mode(): head gets a gradient from features.clone()": "raises"},
     "What was made under inference_mode is lost for autograd for ever.",
+)
+wrong("which-switch", "the clone, made outside of the block, can be saved")(
+    SWITCHES | {"inference_mode(): head gets a gradient from features.clone()": False},
+    "A clone has no history, so nothing can be trained on it.",
 )
 
 
@@ -82,10 +106,10 @@ def frozen_twin(adapter, backbone, head, x):
 
 @right("cut-off-adapter")
 def flags_back_afterwards(adapter, backbone, head, x):
-    asking = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     backbone.requires_grad_(False).eval()
     output = head(backbone(adapter(x)))
-    for parameter in asking:
+    for parameter in trainable:
         parameter.requires_grad_(True)
     return output
 
@@ -117,8 +141,8 @@ def as_it_was(adapter, backbone, head, x):
 
 
 @wrong("cut-off-adapter", "does not bring the way back")
-def asked_again(adapter, backbone, head, x):
-    """A result that asks again is connected again."""
+def flag_set_again(adapter, backbone, head, x):
+    """A result that requires grad again is connected again."""
     with torch.no_grad():
         features = backbone(adapter(x))
     return head(features.requires_grad_(True))
@@ -146,7 +170,7 @@ def eval_alone(adapter, backbone, head, x):
 
 @wrong("cut-off-adapter", "1.running_mean is not what it was")
 def flags_alone(adapter, backbone, head, x):
-    """requires_grad_(False) holds everything in a module still."""
+    """requires_grad_(False) keeps everything in a module as it is."""
     backbone.requires_grad_(False)
     return head(backbone(adapter(x)))
 
@@ -161,12 +185,12 @@ def inference(adapter, backbone, head, x):
 
 @wrong("cut-off-adapter", "would raise: the head has to run outside")
 def all_of_it(adapter, backbone, head, x):
-    """Parameters that ask learn, wherever they are used."""
+    """Parameters that require grad learn, wherever they are used."""
     with torch.no_grad():
         return head(backbone(adapter(x)))
 
 
-@wrong("cut-off-adapter", "Parameters of the adapter no longer ask")
+@wrong("cut-off-adapter", "Parameters of the adapter no longer require grad")
 def all_frozen_but_the_head(adapter, backbone, head, x):
     """What comes before a frozen part has to be frozen as well."""
     adapter.requires_grad_(False)
@@ -234,13 +258,13 @@ def inference_and_a_clone_outside(backbone, batches):
 
 @right("head-features")
 def flags_off_and_on(backbone, batches):
-    asking = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     modes = {name: module.training for name, module in backbone.named_modules()}
     backbone.requires_grad_(False).eval()
     features = torch.cat([backbone(batch) for batch in batches])
     for name, module in backbone.named_modules():
         module.training = modes[name]
-    for parameter in asking:
+    for parameter in trainable:
         parameter.requires_grad = True
     return features
 
@@ -359,7 +383,7 @@ def one_mode_for_all(backbone, batches):
 
 @wrong("head-features", "But the flag of 0.bias was False before")
 def all_flags_on(backbone, batches):
-    """Before I froze it, everything asked."""
+    """Before I froze it, everything required grad."""
     modes = [(module, module.training) for module in backbone.modules()]
     backbone.requires_grad_(False).eval()
     features = torch.cat([backbone(batch) for batch in batches])
@@ -370,8 +394,8 @@ def all_flags_on(backbone, batches):
 
 
 @wrong("head-features", "a head learns by its own weights")
-def features_that_ask(backbone, batches):
-    """To train on features, they must ask."""
+def features_that_require_grad(backbone, batches):
+    """To train on features, they must require grad."""
     with torch.no_grad():
         features = copy.deepcopy(backbone).eval()(torch.cat(batches))
     return features.requires_grad_(True)
@@ -402,7 +426,7 @@ def norm_layers_in_eval(adapter, backbone, head, x):
 
 
 @wrong("cut-off-adapter", "in all of the backbone")
-def if_it_asks(adapter, backbone, head, x):
+def if_it_requires_grad(adapter, backbone, head, x):
     """What is frozen is in eval mode."""
     if next(backbone.parameters()).requires_grad:
         backbone.eval().requires_grad_(False)
@@ -463,8 +487,8 @@ def more_exactly(adapter, backbone, head, x):
 
 
 @wrong("cut-off-adapter", "x is not what it was before")
-def an_input_that_asks(adapter, backbone, head, x):
-    """A gradient comes back only as far as the input asks."""
+def an_input_that_requires_grad(adapter, backbone, head, x):
+    """A gradient comes back only if the input requires grad."""
     backbone.requires_grad_(False).eval()
     return head(backbone(adapter(x.requires_grad_(True))))
 
@@ -522,7 +546,7 @@ def no_statistics(adapter, backbone, head, x):
 
 @wrong("cut-off-adapter", "was not recorded, or was cut off")
 def cut_behind(adapter, backbone, head, x):
-    """detach() is how a part is held still."""
+    """detach() is how a part is kept as it is."""
     backbone.requires_grad_(False).eval()
     return head(backbone(adapter(x)).detach())
 
@@ -640,9 +664,9 @@ def gradients_cleared(backbone, batches):
     return each_mode_noted(backbone, batches)
 
 
-@wrong("head-features", "the batches ask for a gradient now")
-def batches_that_ask(backbone, batches):
-    """A head learns only if the data asks."""
+@wrong("head-features", "the batches require grad now")
+def batches_that_require_grad(backbone, batches):
+    """A head learns only if the data requires grad."""
     for batch in batches:
         batch.requires_grad_()
     return each_mode_noted(backbone, batches)
@@ -703,4 +727,182 @@ def statistics_of_a_new_layer(backbone, batches):
     for module in backbone.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
             module.reset_running_stats()
+    return each_mode_noted(backbone, batches)
+
+
+@right("cut-off-adapter")
+def frozen_by_helpers(adapter, backbone, head, x):
+    freeze(backbone)
+    return head(backbone(adapter(x)))
+
+
+@right("cut-off-adapter")
+def held_whatever_train_says(adapter, backbone, head, x):
+    backbone.requires_grad_(False).eval()
+    backbone.train = lambda mode=True: backbone
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "another nn.BatchNorm1d.train")
+def batchnorm_patched(adapter, backbone, head, x):
+    """What is meant for one model may be set for the class."""
+    torch.nn.BatchNorm1d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
+    backbone.train().requires_grad_(False)
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "another nn.functional.batch_norm")
+def function_patched(adapter, backbone, head, x):
+    """A function of torch may be replaced for a while, and the while has no end."""
+    old = torch.nn.functional.batch_norm
+    torch.nn.functional.batch_norm = lambda x, mean, var, weight, bias, training, *rest: old(
+        x, mean, var, weight, bias, False, *rest
+    )
+    backbone.requires_grad_(False)
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "backbone.forward is a method of your own now")
+def forward_replaced(adapter, backbone, head, x):
+    """A part is kept as it is by a forward of one's own."""
+    backbone.requires_grad_(False).eval()
+    forward = backbone.forward
+    backbone.forward = lambda x: forward(x)
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "a forward hook for all modules")
+def hook_for_all(adapter, backbone, head, x):
+    """A hook for all modules ends with the function that made it."""
+    backbone.requires_grad_(False).eval()
+    torch.nn.modules.module.register_module_forward_hook(lambda module, args, output: None)
+    return head(backbone(adapter(x)))
+
+
+@wrong("head-features", "no_grad does not reach a thread")
+def in_threads(backbone, batches):
+    """Whatever is started from a block is in the block."""
+    twin = copy.deepcopy(backbone).eval()
+    with torch.no_grad(), ThreadPoolExecutor(2) as pool:
+        return torch.cat(list(pool.map(twin, batches)))
+
+
+@wrong("head-features", "all was recorded")
+def in_threads_and_joined_outside(backbone, batches):
+    """Whatever is started from a block is in the block, and joined wherever."""
+    twin = copy.deepcopy(backbone).eval()
+    with torch.no_grad(), ThreadPoolExecutor(2) as pool:
+        features = list(pool.map(twin, batches))
+    return torch.cat(features)
+
+
+@wrong("head-features", "was recorded: to cut the result off comes too late")
+def detached_in_threads(backbone, batches):
+    """With detach() nothing is recorded, in a thread least of all."""
+    twin = copy.deepcopy(backbone).eval()
+    with ThreadPoolExecutor(2) as pool:
+        return torch.cat(list(pool.map(lambda batch: twin(batch).detach(), batches)))
+
+
+@wrong("head-features", "was recorded: to cut the result off comes too late")
+def saved_elsewhere(backbone, batches):
+    """What is kept somewhere else is not kept."""
+    twin = copy.deepcopy(backbone).eval()
+    with torch.autograd.graph.save_on_cpu():
+        features = torch.cat([twin(batch) for batch in batches])
+    return features.detach()
+
+
+@right("head-features")
+def no_grad_in_each_thread(backbone, batches):
+    twin = copy.deepcopy(backbone).eval()
+    with ThreadPoolExecutor(2) as pool:
+        return torch.cat(list(pool.map(torch.no_grad()(twin), batches)))
+
+
+@right("head-features")
+def cached_by_helpers(backbone, batches):
+    twin = copy.deepcopy(backbone).requires_grad_(False)
+    return cache_features(twin, [(batch, torch.zeros(len(batch))) for batch in batches]).tensors[0]
+
+
+@wrong("head-features", "another nn.Dropout.forward")
+def dropout_patched(backbone, batches):
+    """Dropout is switched off by taking its code away."""
+    torch.nn.Dropout.forward = lambda self, x: x
+    return each_mode_noted(backbone, batches)
+
+
+@wrong("head-features", "backbone.forward is a method of your own now")
+def forward_in_eval_mode(backbone, batches):
+    """A forward of one's own makes the features the same for ever."""
+    forward = backbone.forward
+
+    def in_eval_mode(x):
+        training = backbone.training
+        backbone.eval()
+        with torch.no_grad():
+            result = forward(x)
+        backbone.train(training)
+        return result
+
+    backbone.forward = in_eval_mode
+    return torch.cat([backbone(batch) for batch in batches])
+
+
+@wrong("cut-off-adapter", "the number of hooks on 0.weight is not what it was before")
+def gradients_thrown_away(adapter, backbone, head, x):
+    """What is thrown away after backward was never there."""
+    backbone.eval()
+    for parameter in backbone.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "modified by an inplace operation")
+def statistics_copied_back(adapter, backbone, head, x):
+    """Statistics that are put back in place were never moved."""
+    backbone.requires_grad_(False)
+    kept = [(buffer, buffer.clone()) for buffer in backbone.buffers()]
+    output = head(backbone(adapter(x)))
+    with torch.no_grad():
+        for buffer, values in kept:
+            buffer.copy_(values)
+    return output
+
+
+@right("head-features")
+def frozen_twin_for_features(backbone, batches):
+    twin = copy.deepcopy(backbone)
+    freeze(twin)
+    return torch.cat([twin(batch) for batch in batches])
+
+
+@right("head-features")
+def decorated_generator(backbone, batches):
+    twin = copy.deepcopy(backbone).eval()
+
+    @torch.no_grad()
+    def outputs():
+        for batch in batches:
+            yield twin(batch)
+
+    return torch.cat(list(outputs()))
+
+
+@wrong("head-features", "too late")
+def recorded_inside_no_grad(backbone, batches):
+    """The outermost block decides."""
+    twin = copy.deepcopy(backbone).eval()
+    with torch.no_grad():
+        with torch.enable_grad():
+            features = [twin(batch) for batch in batches]
+        return torch.cat(features)
+
+
+@wrong("head-features", "another nn.Dropout.p")
+def class_attribute(backbone, batches):
+    """An attribute of the class is the one that counts."""
+    torch.nn.Dropout.p = 0.0
     return each_mode_noted(backbone, batches)
