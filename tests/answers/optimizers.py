@@ -1,10 +1,12 @@
 """Answers to the exercises of the lesson on optimizers."""
 
+import contextlib
 import copy
 
 import torch
 from torch import nn
 
+from helpers import freeze
 from tests.tools.exercises import Answers
 
 answers = Answers()
@@ -51,6 +53,33 @@ wrong("moves-when-frozen", ".grad belongs to the weight")(
 )
 wrong("moves-when-frozen", "LBFGS is the exception")(
     MOVES | {"LBFGS; zero_grad() in its closure": False}, "Every optimizer skips what has no .grad."
+)
+
+right("moves-when-frozen")({row: int(value) for row, value in MOVES.items()})
+right("moves-when-frozen")({row: torch.tensor(value) for row, value in MOVES.items()})
+wrong("moves-when-frozen", "Right in 5 of 8 rows")(
+    dict.fromkeys(MOVES, True), "What the optimizer holds moves, whatever is done."
+)
+wrong("moves-when-frozen", "rate times zero")(
+    {row: "zero_grad()" not in row or "LBFGS" in row for row in MOVES},
+    "Only zero_grad() with its default stops a weight.",
+)
+wrong("moves-when-frozen", "Freezing does not empty .grad")(
+    {row: "set_to_none=False" in row for row in MOVES}, "Only zeros move a frozen weight."
+)
+wrong("moves-when-frozen", "Freezing does not empty .grad")(
+    {row: "decay" in row or "momentum" in row for row in MOVES},
+    "A frozen weight moves by momentum and weight decay alone.",
+)
+wrong("moves-when-frozen", "Right in 0 of 8 rows")(
+    {row: not value for row, value in MOVES.items()}, "True means that the weight stays."
+)
+wrong("moves-when-frozen", "Still to fill in")(MOVES | {"SGD; nothing": ...}, "One row may be left open.")
+wrong("moves-when-frozen", "takes True or False")(
+    {row: str(value) for row, value in MOVES.items()}, "A table holds words."
+)
+wrong("moves-when-frozen", "Keep the table the dict that it was")(
+    list(MOVES.values()), "The order of the rows says enough."
 )
 
 
@@ -368,6 +397,178 @@ def made_twice(model, classes):
     return torch.optim.SGD([*model.head.parameters(), *twin.parameters()], lr=0.1)
 
 
+@right("new-head")
+def its_groups_made_anew(model, classes):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model.requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    optimizer.param_groups.clear()
+    optimizer.add_param_group({"params": model.head.parameters()})
+    return optimizer
+
+
+@right("new-head")
+def new_parameters_and_the_size_told(model, classes):
+    model.requires_grad_(False)
+    model.head.weight = nn.Parameter(torch.randn(classes, model.head.in_features))
+    model.head.bias = nn.Parameter(torch.zeros(classes))
+    model.head.out_features = classes
+    return torch.optim.SGD(model.head.parameters(), lr=0.01)
+
+
+@right("new-head")
+def made_again_in_place(model, classes):
+    model.requires_grad_(False)
+    model.head.__init__(model.head.in_features, classes)
+    return torch.optim.SGD(model.head.parameters())
+
+
+@right("new-head")
+def beginning_at_zero(model, classes):
+    model.requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    for parameter in model.head.parameters():
+        nn.init.zeros_(parameter)
+    return torch.optim.Adagrad(model.parameters())
+
+
+@right("new-head")
+def with_weight_norm(model, classes):
+    model.requires_grad_(False)
+    model.head = nn.utils.parametrizations.weight_norm(nn.Linear(model.head.in_features, classes))
+    return torch.optim.SGD(model.head.parameters(), lr=0.1)
+
+
+@right("new-head")
+def frozen_by_where_a_name_begins(model, classes):
+    model.head = nn.Linear(model.head.in_features, classes)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.startswith("head.")
+    return torch.optim.RMSprop(filter(lambda p: p.requires_grad, model.parameters()))
+
+
+@right("new-head")
+def the_body_frozen_by_the_helper(model, classes):
+    model.head = nn.Linear(model.head.in_features, classes)
+    freeze(model.body)
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+
+
+@right("new-head")
+def decay_for_the_weight_alone(model, classes):
+    model.requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    weight, bias = {"params": [model.head.weight], "weight_decay": 0.01}, {"params": [model.head.bias]}
+    return torch.optim.AdamW([weight, bias], weight_decay=0)
+
+
+@wrong("new-head", "helpers.freeze holds all that it freezes in eval mode")
+def all_frozen_by_the_helper(model, classes):
+    """freeze(model) does what model.requires_grad_(False) does."""
+    freeze(model)
+    model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+
+
+@wrong("new-head", "These require a gradient: body.overhead.weight")
+def by_letters_of_the_name(model, classes):
+    """What has head in its name is the head."""
+    model.head = nn.Linear(model.head.in_features, classes)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = "head" in name
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+
+
+@wrong("new-head", "These require a gradient: body.0.weight")
+def the_flag_of_a_module(model, classes):
+    """A module has a flag that holds for all in it."""
+    model.body.requires_grad = False
+    model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.SGD(model.head.parameters(), lr=0.1)
+
+
+@wrong("new-head", "These require a gradient: body.0.weight")
+def a_rate_of_zero_for_the_body(model, classes):
+    """A layer with a learning rate of zero is frozen."""
+    model.head = nn.Linear(model.head.in_features, classes)
+    groups = [{"params": model.body.parameters(), "lr": 0.0}, {"params": model.head.parameters()}]
+    return torch.optim.SGD(groups, lr=0.1)
+
+
+@wrong("new-head", "Muon only supports 2D parameters")
+def with_muon(model, classes):
+    """Any optimizer can be given any parameter."""
+    model.requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.Muon(model.head.parameters())
+
+
+@wrong("new-head", "optimizer got an empty parameter list")
+def counted_first(model, classes):
+    """A filter can be gone through as often as one likes."""
+    model.requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    trainable = filter(lambda p: p.requires_grad, model.parameters())
+    assert list(trainable)
+    return torch.optim.SGD(trainable, lr=0.1)
+
+
+@wrong("new-head", "holds 2 parameters of the old head")
+def added_to_all(model, classes):
+    """What an optimizer holds too much does no harm, as long as the model does not use it."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model.requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    optimizer.add_param_group({"params": model.head.parameters()})
+    return optimizer
+
+
+@wrong("new-head", "not (5, 3)")
+def a_copy_with_a_new_head(model, classes):
+    """A function works on its own copy."""
+    model = copy.deepcopy(model).requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    return torch.optim.SGD(model.head.parameters(), lr=0.1)
+
+
+@wrong("new-head", "your function returns a tuple")
+def the_model_too(model, classes):
+    """The caller has not got the changed model yet."""
+    return model, built_last(model, classes)
+
+
+@right("new-head")
+def with_a_scheduler(model, classes):
+    model.requires_grad_(False)
+    model.set_submodule("head", nn.Linear(model.head.in_features, classes))
+    optimizer = torch.optim.NAdam(model.head.parameters())
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    return optimizer
+
+
+@wrong("new-head", "Frozen: head.bias")
+def its_bias_frozen(model, classes):
+    """A bias is not trained."""
+    model.requires_grad_(False)
+    model.head = nn.Linear(model.head.in_features, classes)
+    model.head.bias.requires_grad = False
+    return torch.optim.SGD(model.head.parameters(), lr=0.1)
+
+
+@wrong("new-head", "the new head was not among them")
+def copied_after_building(model, classes):
+    """A copy of a layer has the same parameters."""
+    optimizer = built_last(model, classes)
+    model.head = copy.deepcopy(model.head)
+    return optimizer
+
+
+@wrong("new-head", "your function returns a StepLR")
+def the_scheduler_returned(model, classes):
+    """A scheduler is an optimizer with a changing rate."""
+    return torch.optim.lr_scheduler.StepLR(built_last(model, classes), 1)
+
+
 @right("late-freeze")
 def body_in_eval_mode(model, optimizer):
     model.body.requires_grad_(False).eval()
@@ -538,7 +739,7 @@ def built_again(model, optimizer):
     optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)  # noqa: F841 - the mistake
 
 
-@wrong("late-freeze", "other Parameter objects")
+@wrong("late-freeze", "does not have the Parameter objects that it had")
 def copied(model, optimizer):
     """A copy of the body is the body without its past."""
     model.body = copy.deepcopy(model.body).requires_grad_(False)
@@ -549,6 +750,192 @@ def everything(model, optimizer):
     """What the optimizer has begun to train goes on training."""
     model.requires_grad_(False)
     optimizer.zero_grad()
+
+
+@right("late-freeze")
+def by_the_helper(model, optimizer):
+    freeze(model, "body.*")
+
+
+@right("late-freeze")
+def before_each_step(model, optimizer):
+    model.body.requires_grad_(False)
+    optimizer.register_step_pre_hook(lambda *given: model.body.zero_grad())
+
+
+@right("late-freeze")
+def in_one_line(model, optimizer):
+    for parameter in model.body.parameters():
+        parameter.requires_grad_(False).grad = None
+
+
+@right("late-freeze")
+def module_by_module(model, optimizer):
+    model.body.apply(lambda module: module.requires_grad_(False).zero_grad())
+
+
+@right("late-freeze")
+def all_gradients_of_the_model(model, optimizer):
+    model.body.requires_grad_(False)
+    model.zero_grad()
+
+
+@right("late-freeze")
+def in_a_group_of_rate_zero(model, optimizer):
+    body = set(model.body.requires_grad_(False).parameters())
+    for group in list(optimizer.param_groups):
+        group["params"] = [parameter for parameter in group["params"] if parameter not in body]
+    optimizer.add_param_group({"params": list(body), "lr": 0.0})
+
+
+@right("late-freeze")
+def its_state_thrown_away_too(model, optimizer):
+    grad_none(model, optimizer)
+    for parameter in model.body.parameters():
+        optimizer.state.pop(parameter, None)
+
+
+@right("late-freeze")
+def what_is_frozen_in_the_groups(model, optimizer):
+    model.body.requires_grad_(False)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not parameter.requires_grad:
+                parameter.grad = None
+
+
+@wrong("late-freeze", "which is the parameter's own and not a module's")
+def the_flag_of_the_body(model, optimizer):
+    """A module has a flag that holds for all in it."""
+    model.body.requires_grad = False
+    model.body.zero_grad()
+
+
+@wrong("late-freeze", "requires a gradient: freeze it by its flag")
+def detached_in_a_loop(model, optimizer):
+    """A name that gets another tensor changes the model."""
+    for parameter in model.body.parameters():
+        parameter = parameter.detach()
+        parameter.grad = None
+
+
+@wrong("late-freeze", "in and remove of a list")
+def not_in_the_list(model, optimizer):
+    """in finds the same object."""
+    frozen = list(model.body.requires_grad_(False).parameters())
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter not in frozen]
+
+
+@wrong("late-freeze", "in and remove of a list")
+def removed_from_the_list(model, optimizer):
+    """remove takes the same object out."""
+    for parameter in model.body.requires_grad_(False).parameters():
+        optimizer.param_groups[0]["params"].remove(parameter)
+
+
+@wrong("late-freeze", "body.0.bias moves on")
+def the_weights_alone(model, optimizer):
+    """What moves is the weight; a bias has no momentum."""
+    for name, parameter in model.body.named_parameters():
+        parameter.requires_grad = False
+        if name.endswith("weight"):
+            parameter.grad = None
+
+
+@wrong("late-freeze", "body.0.0.weight requires a gradient")
+def its_own_linear_layers(model, optimizer):
+    """The children of a body are its layers."""
+    for layer in model.body:
+        if isinstance(layer, nn.Linear):
+            layer.requires_grad_(False).zero_grad()
+
+
+@wrong("late-freeze", "a tensor of zeros")
+def zeros_by_the_module(model, optimizer):
+    """set_to_none=False means that nothing is left."""
+    model.body.requires_grad_(False)
+    model.body.zero_grad(set_to_none=False)
+
+
+@wrong("late-freeze", "its old .grad was there")
+def hooks_that_give_zeros(model, optimizer):
+    """A hook that gives zeros stops a weight."""
+    for parameter in model.body.parameters():
+        parameter.register_hook(torch.zeros_like)
+        parameter.requires_grad = False
+
+
+@wrong("late-freeze", "its old .grad was there")
+def gradients_detached(model, optimizer):
+    """A gradient that is detached is no longer the weight's."""
+    for parameter in model.body.requires_grad_(False).parameters():
+        parameter.grad.detach_()
+
+
+@wrong("late-freeze", "the head goes another way")
+def no_momentum_and_no_decay(model, optimizer):
+    """What moves a frozen weight are settings, so they are set to zero."""
+    grad_none(model, optimizer)
+    for group in optimizer.param_groups:
+        group["momentum"] = group["weight_decay"] = 0
+
+
+@wrong("late-freeze", "does not have the Parameter objects that it had")
+def made_buffers(model, optimizer):
+    """What is not to be trained is made a buffer."""
+    for module in model.body.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())
+
+
+@wrong("late-freeze", "Nothing requires a gradient now")
+def all_by_the_helper(model, optimizer):
+    """freeze knows which part is the body."""
+    freeze(model)
+
+
+@right("late-freeze")
+def in_a_step_of_its_own(model, optimizer):
+    model.body.requires_grad_(False)
+    step = optimizer.step
+
+    def careful(closure=None):
+        model.body.zero_grad()
+        return step(closure)
+
+    optimizer.step = careful
+
+
+@wrong("late-freeze", "its old .grad was there")
+def the_defaults_of_the_optimizer(model, optimizer):
+    """The defaults of an optimizer are the settings of its groups."""
+    model.body.requires_grad_(False)
+    optimizer.defaults["lr"] = optimizer.defaults["weight_decay"] = 0
+
+
+@wrong("late-freeze", "With SGD and weight_decay=0.5")
+def its_averages_zeroed(model, optimizer):
+    """What moves a frozen weight is its state alone."""
+    for parameter in model.body.requires_grad_(False).parameters():
+        for value in optimizer.state[parameter].values():
+            if torch.is_tensor(value):
+                value.zero_()
+
+
+@wrong("late-freeze", "its old .grad was there")
+def a_new_one_returned(model, optimizer):
+    """The loop takes what the function returns."""
+    model.body.requires_grad_(False)
+    return torch.optim.SGD(model.head.parameters(), lr=0.1)
+
+
+@wrong("late-freeze", "head.weight does not move")
+def cut_off_by_number(model, optimizer):
+    """The body comes first in the optimizer."""
+    count = len(list(model.body.requires_grad_(False).parameters()))
+    optimizer.param_groups[0]["params"] = optimizer.param_groups[0]["params"][count:]
 
 
 @right("two-rates")
@@ -603,7 +990,7 @@ class AnOptimizerOfItsOwn(torch.optim.SGD):
             self.load_state_dict(optimizer.state_dict())
 
 
-@wrong("two-rates", "starts without")
+@wrong("two-rates", "lost when an optimizer is built again")
 def built_again_each_time(model, rate, optimizer=None):
     """State travels with the parameters."""
     return everything_from_the_start(model, rate)
@@ -674,7 +1061,7 @@ def added_and_not_returned(model, rate, optimizer=None):
     what_is_missing(model, rate, optimizer)
 
 
-@wrong("two-rates", "compare by identity, with id(p)")
+@wrong("two-rates", "Compare by identity, with id(p)")
 def by_equality(model, rate, optimizer=None):
     """in finds the same object."""
     if optimizer is None:
@@ -782,4 +1169,189 @@ def groups_with_names(model, rate, optimizer=None):
     for group in optimizer.param_groups:
         part = model.get_submodule(group["name"])
         group["params"] = [p for p in part.parameters() if p.requires_grad]
+    return optimizer
+
+
+@right("two-rates")
+def groups_cleared_and_filled(model, rate, optimizer=None):
+    optimizer = optimizer or torch.optim.SGD([{"params": []}], lr=rate, momentum=0.9)
+    optimizer.param_groups.clear()
+    for part, lr in ((model.head, rate), (model.body, rate / 10)):
+        optimizer.add_param_group({"params": [p for p in part.parameters() if p.requires_grad], "lr": lr})
+    return optimizer
+
+
+OF_EACH_MODEL = {}
+
+
+@right("two-rates")
+def remembered_for_each_model(model, rate, optimizer=None):
+    if model not in OF_EACH_MODEL:
+        OF_EACH_MODEL[model] = everything_from_the_start(model, rate)
+    return OF_EACH_MODEL[model]
+
+
+@right("two-rates")
+def built_again_and_the_state_handed_over(model, rate, optimizer=None):
+    built = rebuilt_with_its_state(model, rate)
+    if optimizer is not None:
+        built.state = optimizer.state
+    return built
+
+
+@right("two-rates")
+def one_by_one_with_names(model, rate, optimizer=None):
+    groups = [
+        {"params": [(name, p)], "lr": rate if name.split(".")[0] == "head" else 0.1 * rate}
+        for name, p in model.named_parameters()
+    ]
+    return optimizer or torch.optim.SGD(groups, momentum=0.9)
+
+
+@right("two-rates")
+def a_set_of_what_is_held(model, rate, optimizer=None):
+    optimizer = optimizer or torch.optim.SGD([{"params": []}], lr=rate, momentum=0.9)
+    held = set().union(*(group["params"] for group in optimizer.param_groups))
+    for part, settings in ((model.head, {}), (model.body, {"lr": rate / 10})):
+        optimizer.add_param_group(
+            {"params": [p for p in part.parameters() if p.requires_grad and p not in held]} | settings
+        )
+    return optimizer
+
+
+@right("two-rates")
+def rates_that_are_tensors(model, rate, optimizer=None):
+    head, body = torch.tensor(rate), torch.tensor(rate / 10)
+    groups = [{"params": model.head.parameters(), "lr": head}, {"params": model.body.parameters(), "lr": body}]
+    return optimizer or torch.optim.SGD(groups, momentum=0.9)
+
+
+@wrong("two-rates", "from the optimizer's defaults")
+def momentum_of_the_first_groups(model, rate, optimizer=None):
+    """A new group has the settings of the groups that are there."""
+    parts = ((model.head, rate), (model.body, rate / 10))
+    if optimizer is None:
+        return torch.optim.SGD([{"params": _on(part), "lr": lr, "momentum": 0.9} for part, lr in parts])
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for part, lr in parts:
+        optimizer.add_param_group({"params": [p for p in _on(part) if id(p) not in held], "lr": lr})
+    return optimizer
+
+
+def _on(part):
+    return [p for p in part.parameters() if p.requires_grad]
+
+
+@wrong("two-rates", "body.first.weight moves at the rate 0.1; it should be 0.01")
+def a_new_group_without_a_rate(model, rate, optimizer=None):
+    """A new group goes on at the rate of the last one."""
+    if optimizer is None:
+        return what_is_missing(model, rate)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    optimizer.add_param_group({"params": [p for p in _on(model) if id(p) not in held]})
+    return optimizer
+
+
+@wrong("two-rates", "or its state is emptied")
+def its_state_emptied(model, rate, optimizer=None):
+    """After unfreezing, old momentum is of no use."""
+    if optimizer is not None:
+        optimizer.state.clear()
+    return everything_from_the_start(model, rate, optimizer)
+
+
+@wrong("two-rates", "momentum 0.9 and nothing else")
+def with_dampening(model, rate, optimizer=None):
+    """Momentum is an average, so the new gradient gets what is left of 1."""
+    groups = [{"params": model.head.parameters()}, {"params": model.body.parameters(), "lr": rate / 10}]
+    return optimizer or torch.optim.SGD(groups, lr=rate, momentum=0.9, dampening=0.9)
+
+
+@wrong("two-rates", "momentum 0.9 and nothing else")
+def with_a_little_decay(model, rate, optimizer=None):
+    """A little weight decay is always good."""
+    groups = [{"params": model.head.parameters()}, {"params": model.body.parameters(), "lr": rate / 10}]
+    return optimizer or torch.optim.SGD(groups, lr=rate, momentum=0.9, weight_decay=1e-4)
+
+
+@wrong("two-rates", "that doesn't match the size")
+def the_state_loaded(model, rate, optimizer=None):
+    """A state_dict fits every optimizer of the same model."""
+    built = rebuilt_with_its_state(model, rate)
+    if optimizer is not None:
+        built.load_state_dict(optimizer.state_dict())
+    return built
+
+
+@wrong("two-rates", "the optimizer that you returned does not hold it")
+def a_new_one_for_what_is_new(model, rate, optimizer=None):
+    """The caller goes on with both optimizers."""
+    if optimizer is None:
+        return what_is_missing(model, rate)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return torch.optim.SGD([p for p in _on(model) if id(p) not in held], lr=rate / 10, momentum=0.9)
+
+
+@wrong("two-rates", "your function returns a list")
+def two_optimizers(model, rate, optimizer=None):
+    """Two rates are two optimizers."""
+    return [torch.optim.SGD(part.parameters(), lr=rate, momentum=0.9) for part in (model.head, model.body)]
+
+
+@wrong("two-rates", "body.overhead.weight moves at the rate 0.1; it should be 0.01")
+def the_children_in_one_order(model, rate, optimizer=None):
+    """The first child of a model is its head."""
+    head, body = model.children()
+    groups = [{"params": head.parameters()}, {"params": body.parameters(), "lr": rate / 10}]
+    return optimizer or torch.optim.SGD(groups, lr=rate, momentum=0.9)
+
+
+@wrong("two-rates", "body.first.weight moves at the rate 0.001; it should be 0.01")
+def a_tenth_at_each_call(model, rate, optimizer=None):
+    """The later a layer is unfrozen, the slower all go."""
+    for group in optimizer.param_groups if optimizer else ():
+        group["lr"] /= 10
+    return everything_from_the_start(model, rate, optimizer)
+
+
+@wrong("two-rates", "moves at the rate 0.1; it should be 0.02")
+def always_the_same_rates(model, rate, optimizer=None):
+    """The rate is 0.1."""
+    return everything_from_the_start(model, 0.1, optimizer)
+
+
+@wrong("two-rates", "head.bias is unfrozen now")
+def only_of_the_body(model, rate, optimizer=None):
+    """Nothing of a head is frozen."""
+    if optimizer is None:
+        return what_is_missing(model, rate)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    optimizer.add_param_group({"params": [p for p in _on(model.body) if id(p) not in held], "lr": rate / 10})
+    return optimizer
+
+
+@right("two-rates")
+def tried_one_by_one(model, rate, optimizer=None):
+    optimizer = optimizer or torch.optim.SGD([{"params": []}], lr=rate, momentum=0.9)
+    for part, lr in ((model.head, rate), (model.body, rate / 10)):
+        for parameter in _on(part):
+            with contextlib.suppress(ValueError):
+                optimizer.add_param_group({"params": parameter, "lr": lr})
+    return optimizer
+
+
+@right("two-rates")
+def what_has_no_state(model, rate, optimizer=None):
+    optimizer = optimizer or torch.optim.SGD([{"params": []}], lr=rate, momentum=0.9)
+    for part, lr in ((model.head, rate), (model.body, rate / 10)):
+        optimizer.add_param_group({"params": [p for p in _on(part) if p not in optimizer.state], "lr": lr})
+    return optimizer
+
+
+@right("two-rates")
+def compared_with_is(model, rate, optimizer=None):
+    groups = [{"params": []}, {"params": [], "lr": rate / 10}]
+    optimizer = optimizer or torch.optim.SGD(groups, lr=rate, momentum=0.9)
+    for group, part in zip(optimizer.param_groups, (model.head, model.body), strict=True):
+        group["params"] += [p for p in _on(part) if not any(p is held for held in group["params"])]
     return optimizer

@@ -128,9 +128,10 @@ def _replaces(answer, model, classes):
     parameters = dict(model.named_parameters())  # of a lazy layer they are there only now
     head = {f"head.{name}": p for name, p in model.head.named_parameters()}
     others = {name: p for name, p in parameters.items() if id(p) not in set(map(id, head.values()))}
-    for (name, new), before in zip(head.items(), numbers, strict=True):
+    for name, before in zip(("weight", "bias"), numbers, strict=True):
+        new = getattr(model.head, name)  # a parametrized layer, as by weight_norm, has other parameters
         if new.shape == before.shape and torch.allclose(new, before, rtol=0.01, atol=1e-3):
-            raise lesson.not_yet("old-numbers", name=f"model.{name}")
+            raise lesson.not_yet("old-numbers", name=f"model.head.{name}")
     if not any(p.requires_grad for p in parameters.values()):
         raise lesson.not_yet("nothing-trainable")
     if trainable := [name for name, p in others.items() if p.requires_grad]:
@@ -202,7 +203,7 @@ def late_freeze(answer):
     ]
     for number, (build, settings) in enumerate(cases):
         wanted, _ = _drift(_properly, number, build, settings)
-        got, left = _drift(lambda *given: run(answer, *given), number, build, settings)
+        got, left = _drift(lambda *given: _by_identity(answer, *given), number, build, settings)
         told = " and ".join([build.__name__, *(f"{name}={value}" for name, value in settings.items())])
         unmoved = [name for name, (before, after) in got.items() if before.equal(after)]
         if still := [name for name in unmoved if name.startswith("head.")]:
@@ -272,15 +273,15 @@ def two_rates(answer):
 def _follow(answer, rate, model, frozen, later):
     """Train with what ``answer`` gives, and compare every step with SGD's rule. ``later``: what is frozen then."""
     parameters = dict(model.double().named_parameters())
-    x, momenta, given = torch.randn(4, 2).double(), {}, ()
+    x, momenta, since, given = torch.randn(4, 2).double(), {}, {}, ()
     for call, parts in enumerate([frozen, *later]):
         flags = {name: not any(f"{name}.".startswith(f"{part}.") for part in parts) for name in parameters}
         for name, parameter in parameters.items():
             parameter.requires_grad_(flags[name])
         if call:  # another model meanwhile: what was returned for this one need not be remembered, it is given
-            _asked_for_optimizer(answer, copy.deepcopy(model), rate)
+            _optimizer(_by_identity(answer, copy.deepcopy(model), rate))
         before = _numbers(model)
-        optimizer = _asked_for_optimizer(answer, model, rate, *given)
+        optimizer = _optimizer(_by_identity(answer, model, rate, *given))
         given = (optimizer,)
         _same_objects(parameters, model)
         _same_numbers(before, parameters)
@@ -295,25 +296,26 @@ def _follow(answer, rate, model, frozen, later):
                     raise lesson.not_yet("frozen-moved", name=name)
                 if flags[name] and not step.any():
                     sentences = lesson.sentences["exercises"]["two-rates"]["says"]
-                    since = sentences["since-now" if call and name not in momenta else "since-start"]
+                    when = sentences["since-now" if call and name not in momenta else "since-start"]
                     why = sentences["why-rate" if id(parameter) in _held(optimizer) else "why-not-held"]
-                    raise lesson.not_yet("unmoved", name=name, since=since, why=why)
+                    raise lesson.not_yet("unmoved", name=name, since=when, why=why)
                 if flags[name]:
                     due = rate if name.startswith("head.") else rate / 10
-                    _compare(name, step, parameter.grad, momenta, due, call)
+                    had = since.setdefault(name, call) < call
+                    _compare(name, step, parameter.grad, momenta, due, had)
 
 
-def _asked_for_optimizer(answer, *given):
+def _by_identity(answer, *given):
     try:
-        return _optimizer(run(answer, *given))
+        return run(answer, *given)
     except NotYet as reason:
         if any(said in str(reason) for said in ("Boolean value of Tensor", "size of tensor")):
             raise lesson.not_yet("by-number", reason=reason) from None
         raise
 
 
-def _compare(name, step, gradient, momenta, rate, call):
-    """Refused unless ``step`` is that of SGD with momentum 0.9 at ``rate``."""
+def _compare(name, step, gradient, momenta, rate, had):
+    """Refused unless ``step`` is that of SGD, momentum 0.9, at ``rate``. ``had``: momentum before the last call."""
     new = name not in momenta
     momenta[name] = gradient.clone() if new else 0.9 * momenta[name] + gradient
     if torch.allclose(step, rate * momenta[name]):
@@ -323,7 +325,7 @@ def _compare(name, step, gradient, momenta, rate, call):
     if torch.allclose(step, rate * (gradient + 0.9 * momenta[name])):
         raise lesson.not_yet("nesterov", name=name)
     if not new and any(torch.allclose(step, factor * rate * gradient) for factor in (0.1, 1, 10)):
-        raise lesson.not_yet("momentum-lost" if call else "no-momentum", name=name)
+        raise lesson.not_yet("momentum-lost" if had else "no-momentum", name=name)
     got = (step.norm() / momenta[name].norm()).item()
     # Of a single number that has momentum, each other step would look like another rate.
     if abs(got / rate - 1) > 0.01 and (new or step.numel() > 1) and torch.allclose(step, got * momenta[name]):
