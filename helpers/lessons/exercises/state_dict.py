@@ -1,93 +1,22 @@
-"""The exercises and predictions of the lesson on ``state_dict``."""
+"""The exercises of the lesson on ``state_dict``: what their checks measure. What they say is in state_dict.toml."""
 
 import copy
 import operator
 import re
+import tempfile
 from collections import OrderedDict
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from helpers.lessons.exercises import Lesson, NotAttempted, NotYet, kind, run, table
 
-lesson = Lesson()
+lesson = Lesson("state_dict")
 check, predict, progress = lesson.check, lesson.predict, lesson.progress
 
-lesson.prediction(
-    "flags",
-    {
-        (False, True): "You took the entry for the parameter. It is another tensor, with a flag of its own.",
-        (None, True): "You let the state_dict hold what is trained. It holds what belongs to the model, frozen or not.",
-        (True, True): "A new parameter asks, but an entry is no parameter. All flags in it are False.",
-        (True, False): "To freeze turns a flag off. And an entry is another tensor, with a flag of its own: False.",
-        (None, False): "Frozen parameters belong to the model, too: their names are there.",
-        (None, None): "Parameters belong to the model, frozen or not: their names are there.",
-    },
-)
-lesson.prediction(
-    "write",
-    {
-        (True, True, True, True): "The memory is shared, not the dictionary: a new tensor in it is no write.",
-        (True, True, True, False): "An entry that gets another tensor is replaced: that is no write into memory.",
-        (True, False, True, True): "a = a + 1 makes a new tensor and replaces the entry: that is no write into memory.",
-        (True, False, False, True): "It is += that writes in place on a tensor. a = a + 1 makes a new one.",
-        (True, True, False, False): "On a tensor += writes in place. A new tensor for an entry is no write.",
-        (False, False, True, True): "Freezing protects no value. And a = a + 1 makes a new tensor: no write.",
-        (True, False, False, False): "On a tensor += writes in place: it is not the same as a = a + 1.",
-        (False, False, True, False): "Freezing protects no value: the flag only says that no gradient is asked for.",
-        (False, True, True, True): "Freezing protects no value: the flag only says that no gradient is asked for.",
-        (False, True, False, True): "It is the other way round: a new tensor in the dictionary is no write.",
-        (False, False, False, False): "You took the entries for copies. They are detached, over the same memory.",
-    },
-)
-lesson.prediction(
-    "snapshot",
-    {
-        (True, True): "dict copies the dictionary: new names for the same tensors, and training writes into these.",
-        (False, False): "deepcopy copies the tensors, too. So training does not reach them.",
-        (False, True): "It is the other way round: deepcopy copies the tensors too, dict the dictionary only.",
-    },
-)
-lesson.prediction(
-    "head-mend",
-    {
-        (False, False): "You took the error for 'nothing was done'. It comes after everything that fits was loaded.",
-        (True, True): "An entry of another size is left out as a whole: no rows of it are copied.",
-        (False, True): "It is the other way round: what fits was loaded, what does not was left out as a whole.",
-    },
-)
-lesson.prediction(
-    "stored",
-    {
-        (0, 0): "You let the flags come with the values. They are not stored: who receives keeps its own.",
-        (0, 2): "You let the flags come with the values. They are not stored: who receives keeps its own.",
-        (4, 4): "Loading turns no flag on: half was frozen in part before, and stays so.",
-        (2, 2): "Each model keeps its own flags: in fresh nothing was ever frozen.",
-        (2, 4): "It is the other way round: in half, two parameters were frozen before; in fresh, none.",
-        (4, 0): "In half only body was frozen, which has two of the four parameters.",
-    },
-)
-lesson.prediction(
-    "trap",
-    {
-        (True, True, True, True, True): "You let assign=True end with its call. It leaves a mark on the dictionary.",
-        (False, True, True, True, True): "The mark is an attribute of the dictionary: which copies keep attributes?",
-        (False, True, False, True, True): "The mark is no tensor: memory of its own does not take it off.",
-        (False, False, True, True, True): "torch.save writes the attributes of the dictionary into the file, too.",
-        (False, True, True, False, True): "deepcopy copies the attributes of the dictionary, too: the mark is one.",
-        (True, False, True, False, True): "Each copy has the mark from the entries themselves: they have it first.",
-        (False, False, False, False, False): "The mark is on one dictionary. dict() and state_dict() make new ones.",
-        (False, False, False, False, True): "dict() makes a plain dictionary, without the attributes of the other.",
-        (False, False, True, False, False): "Each call of state_dict() makes a new dictionary, without a mark.",
-    },
-)
 
-
-@lesson.exercise(
-    "shared-or-not",
-    follows="What counts is the memory, not the dictionary: a write in place reaches all who share it, a line that "
-    "replaces an entry reaches none, and a plain load copies values and leaves the memories apart.",
-)
+@lesson.exercise("shared-or-not")
 def shared_or_not(answer):
     layer = nn.Linear(1, 1, bias=False)
     nn.init.ones_(layer.weight)
@@ -105,74 +34,36 @@ def shared_or_not(answer):
     seen |= {"layer, after loading": layer.weight.item(), "copied, after loading": copied["weight"].item()}
     entries["weight"] += 100
     seen["layer, at the end"] = layer.weight.item()
-    beliefs = {
-        ("layer", 1): "dict copies the dictionary, not the tensor in it: += writes into the memory of the layer.",
-        ("layer", 11): "The + 10 made a new tensor, which replaced the one in entries. It was written into no memory.",
-        ("layer", 12): "The + 10 made a new tensor, which replaced the one in entries. It was written into no memory.",
-        ("entries", 12): "After the + 10 entries has another tensor than copied: the += does not reach it.",
-        ("entries", 1): "The name in entries leads to the new tensor now, 1 + 10.",
-        ("entries", 2): "The name in entries leads to the new tensor now, 1 + 10.",
-        ("copied", 12): "copied was made before the + 10, and keeps the tensor that it had then.",
-        ("copied", 11): "copied was made before the + 10, and keeps the tensor that it had then.",
-        ("copied", 1): "The += is on the tensor in copied itself.",
-        ("deep", 2): "deepcopy copied the tensor, too: it shares memory with nobody.",
-        ("deep", 11): "deepcopy copied the tensor, too: it shares memory with nobody.",
-        ("deep", 12): "deepcopy copied the tensor, too: it shares memory with nobody.",
-        ("layer, after loading", 1): "load_state_dict copies what is in entries now, not what was there once.",
-        ("layer, after loading", 2): "load_state_dict copies the value of the entry into the parameter of that name.",
-        ("copied, after loading", 2): "Loading wrote in place, into the memory that copied shares with the layer.",
-        ("copied, after loading", 1): "Loading wrote in place, into the memory that copied shares with the layer.",
-        ("layer, at the end", 111): "A plain load copies: entries and the layer have one value, and two memories.",
-    }
-    table(answer, seen, beliefs)
+    table(answer, seen, lesson.beliefs("shared-or-not"))
 
 
-@lesson.exercise(
-    "best-epoch",
-    follows="A snapshot has memory of its own, and all that a state_dict has: weights of one epoch with running "
-    "statistics of another would be a model that nobody validated.",
-)
+@lesson.exercise("best-epoch")
 def best_epoch(answer):
-    for losses in _LOSSES:
-        model = nn.Sequential(OrderedDict(norm=nn.BatchNorm1d(2), first=nn.Linear(2, 3), last=nn.Linear(3, 1)))
-        model.get_parameter("last.bias").requires_grad_(False)  # by somebody before
-        manner, train = _manner(model), _Epochs(model, losses)
-        try:
-            given = run(answer, model, train, len(losses))
-        except NotYet as reason:
-            if "_Epochs" in str(reason):
-                raise NotYet(
-                    "train is called as train(model), and your function as answer(model, train, epochs): was train "
-                    f"given no model? {str(reason).replace('_Epochs', 'train')}"
-                ) from None
-            raise NotYet(f"With losses {losses}: {reason}" if reason.__cause__ else str(reason)) from None
-        if train.faults:
-            raise NotYet(train.faults[0])
-        if len(train.after) != len(losses) + 1:
-            raise NotYet(f"train was called {len(train.after) - 1} times, and {len(losses)} epochs were asked for.")
-        _is_of_the_best(model, train, given)
-        if changed := _changed(manner, _manner(model) | {"mode": manner["mode"]}):
-            raise NotYet(
-                f"The values are right. But the model's {changed} changed, and only values were to be restored."
-            )
-        restored = _values(model)
-        train.step()
-        moved = _values(model)
-        still = [name for name, asks in manner["flags"].items() if asks and torch.equal(moved[name], restored[name])]
-        if still:
-            raise NotYet(
-                f"The values are right, but another epoch does not move {still[0]}: the optimizer holds other "
-                "parameters than the model has now. Copy values into those that are there."
-            )
+    refused = [(losses, *_restored(answer, list(losses))) for losses in _LOSSES]
+    refused = [(losses, epoch, reason) for losses, epoch, reason in refused if reason]
+    if not refused:
+        return
+    # To restore nothing and to take the last epoch for the best look the same, but not with every list of losses.
+    if [losses for losses, epoch, _ in refused if epoch == len(losses)] == [
+        losses for losses in _LOSSES if losses[-1] > min(losses)
+    ]:
+        raise lesson.not_yet("last")
+    if all(epoch == losses.index(min(losses)) for losses, epoch, _ in refused):
+        raise lesson.not_yet("began", losses=list(refused[0][0]))
+    raise refused[0][2]
 
 
 _LOSSES = (
-    [40.0, 12.0, 7.0, 9.0, 8.0, 11.0],
-    [0.52, 0.53, 0.51, 0.54],
-    [3e6, 2e6, 5e6, 6e6],
-    [1.0, -2.0, 0.5, 0.6],
-    [-1.0, 2.0, 1.0],
-    [3.0, 2.0],
+    (40.0, 12.0, 7.0, 9.0, 8.0, 11.0),
+    (0.52, 0.53, 0.51, 0.54),
+    (3e6, 2e6, 5e6, 6e6),
+    (1.0, -2.0, 0.5, 0.6),
+    (-1.0, 2.0, 1.0),
+    (3.0, 2.0),
+    (1.0, 0.0, 0.5),
+    (0.5012, 0.5014, 0.5009, 0.5011),
+    (0.5, 0.3, 0.3, 0.7),
+    (2.0,),
 )
 
 
@@ -185,13 +76,11 @@ class _Epochs:
 
     def __call__(self, model):
         if len(self.after) > 100:
-            raise NotYet("train was called a hundred times. Your loop does not end: it is to run epochs times.")
+            raise lesson.not_yet("endless")
         if model is not self.model:
-            self.faults.append(f"train was given {kind(model)} that is not the model: its optimizer has this one only.")
+            self.faults.append(lesson.not_yet("another-model", kind=kind(model)))
         elif _differ(self.after[-1], _values(model)):
-            self.faults.append(
-                "Between two epochs your code changed the model, so training went another way. Restore it at the end."
-            )
+            self.faults.append(lesson.not_yet("between"))
         self.step()
         self.after.append(_values(self.model))
         return self.losses[min(len(self.after) - 2, len(self.losses) - 1)]
@@ -207,60 +96,204 @@ class _Epochs:
                     parameter -= 0.05 * parameter.grad
 
 
-def _is_of_the_best(model, train, given):
-    """Raise `NotYet` if the model has not the values it had after the epoch with the lowest loss."""
-    losses, values = train.losses, _values(model)
-    best = losses.index(min(losses)) + 1
+def _restored(answer, losses):
+    """Which epoch's values the model has in the end, if one's, and why that is not right, if it is not."""
+    model = nn.Sequential(OrderedDict(norm=nn.BatchNorm1d(2), first=nn.Linear(2, 3), last=nn.Linear(3, 1)))
+    model.get_parameter("last.bias").requires_grad_(False)  # by somebody before
+    manner, extras, train = _manner(model), _extras(model), _Epochs(model, losses)
+    try:
+        given = run(answer, model, train, len(losses))
+    except NotYet as reason:
+        if "_Epochs" in str(reason):
+            raise lesson.not_yet("no-model", error=str(reason).replace("_Epochs", "train")) from None
+        if not reason.__cause__:
+            raise
+        tie = len(set(losses)) < len(losses)
+        raise lesson.not_yet("error-tie" if tie else "error", losses=losses, error=reason) from None
+    if train.faults:
+        raise train.faults[0]
+    if len(train.after) != len(losses) + 1:
+        raise lesson.not_yet("calls", calls=len(train.after) - 1, epochs=len(losses))
+    values = _values(model)
+    epochs = [number for number, after in enumerate(train.after) if not _differ(after, values)]
+    epoch = epochs[-1] if epochs else None
+    best = [number for number, loss in enumerate(losses, 1) if loss == min(losses)]
+    if epoch not in best:
+        if isinstance(given, nn.Module) and not _differ(train.after[best[0]], _values(given)):
+            return None, lesson.not_yet("returned")
+        return epoch, _why_not_the_best(model, train, values, epoch, best[0])
+    if changed := _changed(manner, _manner(model) | {"mode": manner["mode"]}):
+        return epoch, lesson.not_yet("manner", what=changed)
+    if left := _left(extras, model):
+        return epoch, lesson.not_yet("left", what=left)
+    train.step()
+    moved = _values(model)
+    unmoved = [name for name, flag in manner["flags"].items() if flag and torch.equal(moved[name], values[name])]
+    return epoch, lesson.not_yet("optimizer", name=unmoved[0]) if unmoved else None
+
+
+def _why_not_the_best(model, train, values, epoch, best):
+    losses = train.losses
     wrong = _differ(train.after[best], values)
-    if not wrong:
-        return
     parameters = [name for name, _ in model.named_parameters()]
-    best_is = f"the best epoch (number {best}, loss {min(losses)})"
-    epoch = next((number for number, after in enumerate(train.after) if not _differ(after, values)), None)
-    if epoch == len(losses):
-        if isinstance(given, nn.Module) and not _differ(train.after[best], _values(given)):
-            raise NotYet(
-                "What you return has the best values. The model that was given is still that of the last epoch."
-            )
-        raise NotYet(
-            f"The model is that of the last epoch, not of {best_is}. Does what you keep have memory of its own, which "
-            "training does not reach? And is it loaded into this model?"
-        )
-    if epoch == best - 1:
-        raise NotYet(
-            "Those are the values with which the best epoch began. Its loss belongs to those after train(model)."
-        )
+    if epoch == 0:
+        return lesson.not_yet("before-all", losses=losses, best=best)
     if epoch is not None:
-        found = f"that of epoch {epoch}, with loss {losses[epoch - 1]}" if epoch else "as before the first epoch"
-        raise NotYet(f"The model is {found}. The lowest of all losses is that of {best_is}.")
+        key = "zero" if min(losses) == 0 else "other-epoch"
+        return lesson.not_yet(key, losses=losses, epoch=epoch, loss=losses[epoch - 1], best=best)
     if wrong == ["norm.num_batches_tracked"]:
-        raise NotYet(
-            "norm.num_batches_tracked is not that of the best epoch: an integer, and a buffer like the others."
-        )
+        return lesson.not_yet("counter")
     if not set(wrong) & set(parameters):
-        raise NotYet(f"The parameters are those of the best epoch. The buffers are not: look at {', '.join(wrong)}.")
+        return lesson.not_yet("buffers", names=", ".join(wrong))
     if set(wrong) <= set(parameters):
-        raise NotYet(f"The buffers are those of the best epoch. The parameters are not: look at {wrong[0]}.")
-    raise NotYet(
-        f"{wrong[0]} has not the value that it had after {best_is}, and the model is that of no epoch of this call. "
-        "Does your code keep something from an earlier call, or change what it keeps?"
-    )
+        return lesson.not_yet("parameters", name=wrong[0])
+    return lesson.not_yet("no-epoch", name=wrong[0], best=best)
 
 
-@lesson.exercise(
-    "load-backbone",
-    follows="Whoever calls it knows afterwards what the model holds: the whole backbone of the checkpoint, or, with an "
-    "error, what it held before.",
-)
+@lesson.exercise("resume-a-run")
+def resume_a_run(answer):
+    # In each process the number of the epoch in whose middle it is killed, or None; Adam has other state than SGD.
+    for epochs, killed_in, adam in (
+        (4, [None], False),
+        (6, [3, None], False),
+        (5, [1, None], False),
+        (6, [3, 2, None], True),
+        (4, [None, None], False),
+    ):
+        due = _Process(adam)
+        for _ in range(epochs):
+            due.epoch(due.model, due.optimizer, due.shuffle)
+            due.scheduler.step()
+        with tempfile.TemporaryDirectory() as folder:
+            done = 0
+            for dies_in in killed_in:
+                process = _Process(adam, dies_in)
+                _resumes(answer, process, due, done, epochs, Path(folder, "run.pt"), len(killed_in) > 1)
+                done = epochs if dies_in is None else done + dies_in - 1
+
+
+class _Killed(BaseException):
+    """What ends a process: no ``except Exception`` is to catch it."""
+
+
+class _Process:
+    """A run that has just been built. ``starts`` has the state of everything at the beginning of each epoch."""
+
+    def __init__(self, adam, dies_in=None):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(OrderedDict(norm=nn.BatchNorm1d(3), first=nn.Linear(3, 4), last=nn.Linear(4, 2)))
+        self.model.get_parameter("first.bias").requires_grad_(False)
+        self.images, self.wanted = torch.randn(20, 3), torch.randn(20, 2)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if adam:
+            self.optimizer = torch.optim.Adam(trained, lr=0.1)
+        else:
+            self.optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.9)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, step_size=3, gamma=0.5)
+        self.shuffle = torch.Generator().manual_seed(0)
+        self.dies_in, self.starts = dies_in, []
+
+    def epoch(self, model, optimizer, shuffle):
+        for name, given in (("model", model), ("optimizer", optimizer), ("shuffle", shuffle)):
+            if given is not getattr(self, name):
+                raise lesson.not_yet("arguments", kind=kind(given), which=name)
+        if len(self.starts) >= 100:
+            raise lesson.not_yet("endless")
+        self.starts.append(self.state())
+        if self.dies_in is not None and len(self.starts) > self.dies_in:
+            raise lesson.not_yet("caught")
+        model.train()
+        for number, batch in enumerate(torch.randperm(20, generator=shuffle).split(5)):
+            if self.dies_in == len(self.starts) and number == 2:
+                raise _Killed
+            optimizer.zero_grad()
+            (model(self.images[batch]) - self.wanted[batch]).pow(2).mean().backward()
+            optimizer.step()
+
+    def state(self):
+        """What the next step depends on, as a copy."""
+        saved = self.optimizer.state_dict()["state"]
+        return {
+            "model": _values(self.model),
+            "optimizer's state": {
+                f"{number} {name}": torch.as_tensor(value).clone()
+                for number, state in saved.items()
+                for name, value in state.items()
+                if value is not None
+            },
+            "order of the images": {"state": self.shuffle.get_state()},
+            "learning rate": self.optimizer.param_groups[0]["lr"],
+            "scheduler's state": self.scheduler.last_epoch,
+        }
+
+
+def _resumes(answer, process, due, done, epochs, path, killed):
+    """Run ``answer`` in a process that begins after ``done`` epochs; raise `NotYet` where that is not as ``due``."""
+    parts = (process.model, process.optimizer, process.scheduler, process.shuffle)
+    try:
+        run(answer, *parts, process.epoch, epochs, path)
+    except NotYet as reason:
+        if not isinstance(reason.__cause__, _Killed):
+            raise
+    except _Killed:
+        pass
+    else:
+        if process.dies_in is not None and len(process.starts) >= process.dies_in:
+            raise lesson.not_yet("caught")
+    for other in path.parent.iterdir():
+        if other != path and other.is_file():
+            other.unlink()
+    trained, left = len(process.starts), epochs - done
+    if process.dies_in is None and trained != left:
+        key = "epochs" if done else "nothing-written" if killed else "first"
+        raise lesson.not_yet("finished" if done == epochs else key, done=done, epochs=epochs, trained=trained, due=left)
+    _goes_on(process, due, done)
+    if process.dies_in is not None:
+        if trained < process.dies_in:
+            raise lesson.not_yet("short", done=done, epochs=epochs, trained=trained)
+        return
+    end, wanted = process.state(), due.state()
+    for what in end:
+        if not _same(end[what], wanted[what]):
+            raise lesson.not_yet("end-finished" if done == epochs else "end", what=what)
+
+
+def _goes_on(process, due, done):
+    """Raise `NotYet` at the first epoch that does not begin as that of the run that was never killed."""
+    new = due.starts[0]["model"]
+    for number, start in enumerate(process.starts[: len(due.starts) - done], done):
+        wanted = due.starts[number]
+        if number == done and done:
+            wrong = _differ(wanted["model"], start["model"])
+            parameters = [name for name, _ in process.model.named_parameters()]
+            if wrong and not _differ(new, start["model"]):
+                raise lesson.not_yet("model-new", epoch=number + 1)
+            if wrong and not set(wrong) & set(parameters):
+                raise lesson.not_yet("buffers", epoch=number + 1, names=", ".join(wrong))
+            if wrong:
+                raise lesson.not_yet("model", epoch=number + 1, before=number)
+            if not _same(wanted["order of the images"], start["order of the images"]):
+                raise lesson.not_yet("order", epoch=number + 1, before=number)
+            if not _same(wanted["optimizer's state"], start["optimizer's state"]):
+                raise lesson.not_yet("momentum", epoch=number + 1)
+        if start["learning rate"] != wanted["learning rate"]:
+            rates = {"rate": start["learning rate"], "due": wanted["learning rate"]}
+            raise lesson.not_yet("rate", epoch=number + 1, **rates)
+
+
+def _same(one, other):
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and not _differ(one, other)
+    return one == other
+
+
+@lesson.exercise("load-backbone")
 def load_backbone(answer):
     small, wide = nn.Linear(2, 2), nn.Linear(2, 5)
     deep = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 5))
-    cases = [("fc", small, ""), ("fc", wide, "module."), ("head", None, "module."), ("classifier", deep, "")]
+    cases = [("fc", small, ""), ("fc", wide, "module."), ("head", None, "_orig_mod."), ("classifier", deep, "")]
     for head, old, prefix in cases:
         _loads(answer, head, prefix, _saved(head, old, prefix))
-    saved = _network("fc", small).state_dict()
-    _network("fc", small).load_state_dict(saved, assign=True)
-    _loads(answer, "fc", "", saved, marked=True)
     for fault, change in _FAULTS.items():
         for prefix in ("", "module."):
             saved, model = _saved("fc", small, prefix), _network("fc", wide)
@@ -268,35 +301,29 @@ def load_backbone(answer):
             _is_refused(answer, saved, model, fault)
 
 
-def _loads(answer, head, prefix, saved, marked=False):
+def _loads(answer, head, prefix, saved):
     """Raise `NotYet` if the backbone in ``saved`` is not all that a model gets."""
     model = _network(head, nn.Linear(2, 5))
-    before, objects, manner = _values(model), list(model.parameters()), _manner(model)
+    before, objects, manner, extras = _values(model), list(model.parameters()), _manner(model), _extras(model)
     copies = copy.deepcopy(saved)
     given = _run_where_all_fits(answer, head, prefix, model, saved)
     _is_loaded(head, prefix, copies, model, before, given)
     if list(saved) != list(copies) or _differ(copies, saved):
-        raise NotYet("The model is right, but saved was changed. Write the new names into a dictionary of your own.")
+        raise lesson.not_yet("saved-changed")
     if any(entry.requires_grad for entry in saved.values()):
-        raise NotYet("The model is right, but flags in saved were changed. No load looks at the flags of entries.")
+        raise lesson.not_yet("saved-flags")
     after = list(model.parameters())
     if len(after) != len(objects) or not all(map(operator.is_, after, objects)):
-        if marked:
-            raise NotYet(
-                "This saved was used with assign=True once, and what you load carries the mark: the model has other "
-                "Parameter objects now, over the memory of the entries. Load dict(entries)."
-            )
-        raise NotYet(
-            "The values are right, but the model has other Parameter objects: an optimizer built before would hold "
-            "the old ones. Copy values into those that are there."
-        )
+        raise lesson.not_yet("objects")
     if changed := _changed(manner, _manner(model)):
-        raise NotYet(f"The values are right, but the model's {changed} changed. Only values were to be loaded.")
+        raise lesson.not_yet("manner", what=changed)
+    if left := _left(extras, model):
+        raise lesson.not_yet("left", what=left)
     with torch.no_grad():
         for tensor in _tensors(model).values():
             tensor.add_(1)
     if _differ(copies, saved):
-        raise NotYet("The values are right, but in the memory of saved: training the model would change saved.")
+        raise lesson.not_yet("memory")
 
 
 def _rename_all(saved, prefix):
@@ -308,24 +335,26 @@ def _put(name, change):
     return lambda saved, prefix: saved.update({prefix + name: change(saved.get(prefix + name))})
 
 
+def _drop(name):
+    return lambda saved, prefix: saved.pop(prefix + name)
+
+
 _FAULTS = {
-    "body.module.weight is missing in saved": lambda saved, prefix: saved.pop(f"{prefix}body.module.weight"),
-    "norm.running_mean, a buffer, is missing in saved": lambda saved, prefix: saved.pop(f"{prefix}norm.running_mean"),
-    "extra.weight in saved is no name of the model": _put("extra.weight", lambda _: torch.ones(2)),
-    "All names in saved begin with backbone., and fit no name of the model": _rename_all,
-    "layer1.weight has shape (3, 2) in saved, and (2, 3) in the model": _put(
-        "layer1.weight", lambda old: old.T.clone()
-    ),
-    "layer1.bias has one number in saved, and two in the model": _put("layer1.bias", lambda old: old[:1].clone()),
-    "norm.running_var, a buffer, has three numbers in saved, and two in the model": _put(
-        "norm.running_var", lambda old: torch.ones(3)
-    ),
+    "weight": _drop("body.module.weight"),
+    "mean": _drop("norm.running_mean"),
+    "counter": _drop("norm.num_batches_tracked"),
+    "extra": _put("extra.weight", lambda _: torch.ones(2)),
+    "renamed": _rename_all,
+    "one": _put("layer1.bias", lambda old: old[:1].clone()),
+    "turned": _put("layer2.weight", lambda old: old.T.contiguous()),  # as many numbers, laid out as new
+    "three": _put("norm.running_var", lambda _: torch.ones(3)),
 }
 
 
 def _network(head, last):
     body = nn.Sequential(OrderedDict({"module": nn.Linear(2, 2), head: nn.Linear(2, 2)}))
-    parts = {"layer1": nn.Linear(3, 2), "norm": nn.BatchNorm1d(2), "body": body, f"{head}_norm": nn.LayerNorm(2)}
+    parts = {"layer1": nn.Linear(3, 2), "norm": nn.BatchNorm1d(2), "body": body, "layer2": nn.Linear(3, 2)}
+    parts[f"{head}_norm"] = nn.LayerNorm(2)
     if last is not None:
         parts[head] = copy.deepcopy(last)
     model = nn.Sequential(OrderedDict(parts))
@@ -337,7 +366,11 @@ def _network(head, last):
 
 
 def _saved(head, last, prefix):
-    return {prefix + name: entry for name, entry in _values(_network(head, last)).items()}
+    """A real state_dict, with the versions in its _metadata, of a wrapper if there is a prefix."""
+    network = _network(head, last)
+    for part in prefix.split(".")[:-1]:
+        network = nn.ModuleDict({part: network})
+    return network.state_dict()
 
 
 def _run_where_all_fits(answer, head, prefix, model, saved):
@@ -348,30 +381,27 @@ def _run_where_all_fits(answer, head, prefix, model, saved):
         if error is None or isinstance(error, NameError | TypeError | AttributeError):
             raise
         if f"size mismatch for {head}." in str(error):
-            raise NotYet(f"The head's entries are still in what you load, in another size. {reason}") from None
+            raise lesson.not_yet("head-size", error=reason) from None
         _tell_of_lost_parts(head, prefix, re.findall(r"""(?<=['"])[\w.]+(?=['"])""", str(error)))
-        hint = f"Look at the names that you load: are body.module.weight and {head}_norm.weight among them?"
         if deep := [name for name in saved if name.startswith(f"{head}.") and name.count(".") > 1]:
-            hint = f"In saved the head has several layers here: {', '.join(deep)} belong to it."
-        raise NotYet(f"{reason} Everything but the head fits here. {hint}") from None
+            raise lesson.not_yet("head-deep", error=reason, names=", ".join(deep)) from None
+        raise lesson.not_yet("fits", error=reason, head=head) from None
 
 
 def _tell_of_lost_parts(head, prefix, names):
     """Raise `NotYet` if the names show which part was lost, and so how names were cut."""
-    parts = ("layer1", "norm", "body.module", f"body.{head}", f"{head}_norm")
+    parts = ("layer1", "layer2", "norm", "body.module", f"body.{head}", f"{head}_norm")
     lost = [part for part in parts if f"{part}.weight" in names]
     if len(lost) == len(parts) and prefix:
-        raise NotYet("Nothing was loaded: all names in saved begin with module. here, and those of the model do not.")
+        raise lesson.not_yet("prefix", prefix=prefix)
     if lost == [f"{head}_norm"]:
-        raise NotYet(f"{head}_norm was left out. It begins with the letters of {head!r}, and is another part.")
+        raise lesson.not_yet("head-norm", head=head)
     if lost == [f"body.{head}"]:
-        raise NotYet(f"body.{head} was left out. It is a part of body: the head is the part at the top.")
+        raise lesson.not_yet("inner-head", head=head)
     if lost == ["body.module"]:
-        raise NotYet(
-            "body.module was lost. There module. is in the middle of a name: cut it off only at the beginning."
-        )
-    if lost == ["layer1"]:
-        raise NotYet("layer1 was lost. lstrip('module.') takes off every one of these letters, also the l of layer1.")
+        raise lesson.not_yet("inner-module")
+    if lost == ["layer1", "layer2"]:
+        raise lesson.not_yet("letters", parts=" and ".join(lost))
 
 
 def _is_loaded(head, prefix, saved, model, before, given):
@@ -383,20 +413,19 @@ def _is_loaded(head, prefix, saved, model, before, given):
     if not wrong:
         return
     if isinstance(given, nn.Module) and not _differ(wanted, _values(given)):
-        raise NotYet("What you return is loaded. The model that was given is not.")
+        raise lesson.not_yet("returned")
     if [name for name in wrong if name.startswith(f"{head}.")]:
-        raise NotYet(
-            f"{head} is the model's own head. It has other values now, or is gone: leave its entries out by name."
-        )
+        raise lesson.not_yet("head-lost", head=head)
     _tell_of_lost_parts(head, prefix, wrong)
     if not _differ(before, values):
-        raise NotYet("There was no error, and nothing was loaded. Print the names in saved beside those of the model.")
+        raise lesson.not_yet("nothing")
     if not set(wrong) & {name for name, _ in model.named_parameters()}:
-        raise NotYet(f"The parameters are loaded, the buffers are not: look at {', '.join(wrong)}.")
-    raise NotYet(f"These were not loaded, or not rightly: {', '.join(wrong)}.")
+        raise lesson.not_yet("buffers", names=", ".join(wrong))
+    raise lesson.not_yet("values", names=", ".join(wrong))
 
 
 def _is_refused(answer, saved, model, fault):
+    told = str(lesson.not_yet(f"fault-{fault}"))
     before, objects, manner = _values(model), list(model.parameters()), _manner(model)
     try:
         run(answer, model, saved, "fc")
@@ -406,22 +435,13 @@ def _is_refused(answer, saved, model, fault):
         if reason.__cause__ is None:  # no error of the answer
             raise
     else:
-        why = "Whoever calls it would go on with a model that is loaded in part."
-        if "missing" in fault:
-            why = "strict=False hides that, and so do the model's own entries, if they fill up saved."
-        if "one number" in fault:
-            why = "copy_() spreads one number over any size: compare shapes."
-        raise NotYet(f"{fault}, and there was no error. {why}")
-    changed = _differ(before, _values(model))
-    if changed:
-        raise NotYet(
-            f"{fault}. It raised an error, but by then {changed[0]} was changed: load_state_dict loads what fits, "
-            "then raises. And to put old values back takes a real snapshot."
-        )
+        raise lesson.not_yet(f"passed-{fault}", fault=told)
+    if changed := _differ(before, _values(model)):
+        raise lesson.not_yet("changed-first", fault=told, name=changed[0])
     if changed := _changed(manner, _manner(model)):
-        raise NotYet(f"{fault}. It raised an error, but by then the model's {changed} changed.")
+        raise lesson.not_yet("changed-manner", fault=told, what=changed)
     if not all(map(operator.is_, model.parameters(), objects)):
-        raise NotYet(f"{fault}. It raised an error, but the model has other Parameter objects now.")
+        raise lesson.not_yet("changed-objects", fault=told)
 
 
 def _tensors(model):
@@ -446,6 +466,31 @@ def _manner(model):
 def _changed(before, after):
     """The first of the things in `_manner` that changed, or None."""
     return next((what for what in before if before[what] != after[what]), None)
+
+
+def _extras(model):
+    """The attributes of each module, and how many hooks it has."""
+    return {
+        name: (
+            set(vars(module)),
+            sum(len(value) for key, value in vars(module).items() if "hook" in key and isinstance(value, dict)),
+        )
+        for name, module in model.named_modules()
+    }
+
+
+def _left(before, model):
+    """What an answer left on ``model``, in words, or nothing."""
+    after = _extras(model)
+    for name, (attributes, hooks) in after.items():
+        known, hooked = before.get(name, (set(), 0))
+        if name not in before:
+            return f"a module, {name}"
+        if attributes != known:
+            return f"an attribute, {min(attributes ^ known)}"
+        if hooks != hooked:
+            return "a hook"
+    return ""
 
 
 def _differ(wanted, found):
