@@ -110,7 +110,7 @@ def a_sequential_for_each(dim, tasks):
     return Heads({t: nn.Sequential(nn.Linear(dim, 4), nn.ReLU(), nn.Linear(4, n)) for t, n in tasks.items()})
 
 
-@wrong("hidden-heads", "is not of nn")
+@wrong("hidden-heads", "a list, a dictionary or a plain tensor is neither")
 class AsItWas(nn.Module):
     """A layer belongs to the network if it is kept in an attribute, in whatever form."""
 
@@ -839,3 +839,418 @@ class FrozenFirst(Containers):
         super().__init__(dim, tasks)
         for first, _ in self.heads.values():
             first.requires_grad_(False)
+
+
+right("what-registers")({name: torch.tensor(pair) for name, pair in KNOWN.items()})
+wrong("what-registers", "It is the other way round: a buffer is saved")(
+    {name: pair[::-1] for name, pair in KNOWN.items()}, "The first of the two is about the file."
+)
+wrong("what-registers", "takes True or False twice")(
+    {name: " ".join(map(str, pair)) for name, pair in KNOWN.items()}, "Two words can be one text."
+)
+wrong("what-registers", "takes True or False twice")(
+    KNOWN | {"layers": [False, False, False, False]}, "A layer has two tensors, and each is asked two things."
+)
+
+
+@wrong("hidden-heads", "Make the layers in __init__")
+class MadeInTheFirstCall(nn.Module):
+    """Layers can be made when they are needed first, if they are kept then."""
+
+    def __init__(self, dim, tasks):
+        super().__init__()
+        self.dim, self.tasks, self.heads = dim, tasks, None
+
+    def forward(self, x):
+        if self.heads is None:
+            parts = {t: [nn.Linear(self.dim, 4), nn.ReLU(), nn.Linear(4, n)] for t, n in self.tasks.items()}
+            self.heads = nn.ModuleDict({t: nn.Sequential(*part) for t, part in parts.items()})
+        return {t: head(x) for t, head in self.heads.items()}
+
+
+@wrong("hidden-heads", "backward from the scores reaches 45 of them")
+class CutInTheMiddle(Containers):
+    """What one layer hands to the next is mere numbers."""
+
+    def forward(self, x):
+        return {t: last(first(x).relu().detach()) for t, (first, last) in self.heads.items()}
+
+
+@wrong("hidden-heads", "Does forward use every layer")
+class OneFirstLayerUsed(Containers):
+    """It is enough that each head has its layers; which of them is called does not matter."""
+
+    def forward(self, x):
+        first = next(iter(self.heads.values()))[0]
+        return {t: last(first(x).relu()) for t, (_, last) in self.heads.items()}
+
+
+@wrong("hidden-heads", "is forward free of no_grad and detach()?")
+class WithoutRecording(Containers):
+    """no_grad belongs around what only computes."""
+
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+@wrong("hidden-heads", "or a plain tensor is neither")
+class PlainTensors(nn.Module):
+    """What requires grad is a Parameter."""
+
+    def __init__(self, dim, tasks):
+        super().__init__()
+        self.tasks = list(tasks)
+        for t, n in tasks.items():
+            for name, shape in {"a": (dim, 4), "b": (4,), "c": (4, n), "d": (n,)}.items():
+                setattr(self, f"{t}_{name}", torch.randn(shape, requires_grad=True))
+
+    def forward(self, x):
+        every = {t: [getattr(self, f"{t}_{name}") for name in "abcd"] for t in self.tasks}
+        return {t: (x @ a + b).relu() @ c + d for t, (a, b, c, d) in every.items()}
+
+
+@wrong("hidden-heads", "parameters() has 4. Which layers")
+class TheLastUnderItsName(nn.Module):
+    """What was once assigned to a name of the network stays registered."""
+
+    def __init__(self, dim, tasks):
+        super().__init__()
+        self.tasks, self.heads = list(tasks), []
+        for n in tasks.values():
+            self.head = nn.Sequential(nn.Linear(dim, 4), nn.ReLU(), nn.Linear(4, n))
+            self.heads.append(self.head)
+
+    def forward(self, x):
+        return {t: head(x) for t, head in zip(self.tasks, self.heads, strict=True)}
+
+
+@wrong("hidden-heads", "Register the layers, not only their Parameters")
+class ParametersByName(nn.Module):
+    """register_parameter registers what it is given, so the layer goes along."""
+
+    def __init__(self, dim, tasks):
+        super().__init__()
+        self.heads = {t: [nn.Linear(dim, 4), nn.Linear(4, n)] for t, n in tasks.items()}
+        for t, parts in self.heads.items():
+            for number, layer in enumerate(parts):
+                for name, parameter in layer.named_parameters():
+                    self.register_parameter(f"{t}_{number}_{name}", parameter)
+
+    def forward(self, x):
+        return {t: last(first(x).relu()) for t, (first, last) in self.heads.items()}
+
+
+@wrong("hidden-heads", "it gives a tuple")
+class InOrder(Containers):
+    """The tasks have an order, so names are not needed."""
+
+    def forward(self, x):
+        return tuple(super().forward(x).values())
+
+
+@wrong("hidden-heads", "Does each task have two layers of its own?")
+class OneTimesMany(nn.Module):
+    """A list times a number has so many layers."""
+
+    def __init__(self, dim, tasks):
+        super().__init__()
+        self.first = nn.ModuleList([nn.Linear(dim, 4)] * len(tasks))
+        self.last = nn.ModuleDict({t: nn.Linear(4, n) for t, n in tasks.items()})
+
+    def forward(self, x):
+        return {t: last(first(x).relu()) for first, (t, last) in zip(self.first, self.last.items(), strict=True)}
+
+
+@right("hidden-heads")
+class LazyLayers(nn.Module):
+    def __init__(self, dim, tasks):
+        super().__init__()
+        parts = {t: [nn.LazyLinear(4), nn.ReLU(inplace=True), nn.LazyLinear(n)] for t, n in tasks.items()}
+        self.heads = nn.ModuleDict({t: nn.Sequential(*part) for t, part in parts.items()})
+
+    def forward(self, x):
+        return {t: head(x) for t, head in self.heads.items()}
+
+
+@right("hidden-heads")
+class GroupedConvolution(nn.Module):
+    def __init__(self, dim, tasks):
+        super().__init__()
+        self.first = nn.Conv1d(dim * len(tasks), 4 * len(tasks), 1, groups=len(tasks))
+        self.last = nn.ModuleDict({t: nn.Conv1d(4, n, 1) for t, n in tasks.items()})
+
+    def forward(self, x):
+        hidden = self.first(x.repeat(1, len(self.last))[..., None]).relu().split(4, dim=1)
+        return {t: last(h)[..., 0] for (t, last), h in zip(self.last.items(), hidden, strict=True)}
+
+
+@right("hidden-heads")
+class ModulesInAParameterDict(nn.Module):
+    def __init__(self, dim, tasks):
+        super().__init__()
+        parts = {t: nn.ModuleList([nn.Linear(dim, 4), nn.Linear(4, n)]) for t, n in tasks.items()}
+        self.heads = nn.ParameterDict(parts)
+
+    def forward(self, x):
+        return {t: last(torch.where(first(x) > 0, first(x), 0.0)) for t, (first, last) in self.heads.items()}
+
+
+@right("hidden-heads")
+class SequentialOfHeads(nn.Sequential):
+    def __init__(self, dim, tasks):
+        super().__init__(*(nn.Sequential(nn.Linear(dim, 4), nn.ReLU(), nn.Linear(4, n)) for n in tasks.values()))
+        self.tasks = list(tasks)
+
+    def forward(self, x):
+        self.last = dict(zip(self.tasks, (head(x) for head in self), strict=True))
+        return self.last
+
+
+class Updated(Registered):
+    """The layer, with the update in a method of its own."""
+
+    def forward(self, x):
+        if self.training:
+            self.update(x)
+        return (x - self.mean) * self.scale
+
+
+@right("running-mean")
+class NewBuffers(Updated):
+    def update(self, x):
+        self.scratch = nn.Buffer(x.detach().mean(0), persistent=False)
+        self.mean = nn.Buffer(0.9 * self.mean + 0.1 * self.scratch)
+
+
+@right("running-mean")
+class InInferenceModeInPlace(Updated):
+    @torch.inference_mode()
+    def update(self, x):
+        self.scratch[:] = x.mean(0)
+        self.mean.add_(self.scratch - self.mean, alpha=0.1)
+
+
+@right("running-mean")
+class ByNumPy(Updated):
+    def update(self, x):
+        self.scratch = torch.from_numpy(x.detach().numpy().mean(0))
+        self.mean = (9 * self.mean + self.scratch) / 10
+
+
+@right("running-mean")
+class ByBatchNormsFunction(Registered):
+    def forward(self, x):
+        if self.training:
+            self.scratch = x.detach().mean(0)
+            self.mean = 0.9 * self.mean + 0.1 * self.scratch
+        return F.batch_norm(x, self.mean, torch.ones_like(self.mean), self.scale, eps=0.0)
+
+
+@right("running-mean")
+class InAPreHook(Registered):
+    def __init__(self, size):
+        super().__init__(size)
+        self.register_forward_pre_hook(InAPreHook.update)
+
+    def update(self, inputs):
+        if self.training:
+            self.scratch = inputs[0].detach().mean(0)
+            self.mean = 0.9 * self.mean + 0.1 * self.scratch
+
+    def forward(self, x):
+        return (x - self.mean) * self.scale
+
+
+@right("running-mean")
+class CountsBatchesToo(InPlace):
+    def __init__(self, size):
+        super().__init__(size)
+        self.register_buffer("batches", torch.tensor(0))
+
+
+@wrong("running-mean", "After a call mean is torch.float32, though the layer and x are torch.float64")
+class AlwaysSingle(Updated):
+    """Statistics are float32."""
+
+    def update(self, x):
+        self.scratch = x.detach().mean(0)
+        self.mean = 0.9 * self.mean.float() + 0.1 * self.scratch.float()
+
+
+@wrong("running-mean", "After a call scratch is torch.float32, though the layer and x are torch.float64")
+class ThroughAList(Updated):
+    """A list of the numbers has no history, so it is as good as detach()."""
+
+    def update(self, x):
+        self.scratch = torch.tensor(x.mean(0).tolist())
+        self.mean = 0.9 * self.mean + 0.1 * self.scratch
+
+
+@wrong("running-mean", "its own flag is on")
+class FlagOfABuffer(InPlace):
+    """A buffer whose flag is on does no harm, because no optimizer has it."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.mean = nn.Buffer(torch.zeros(size, requires_grad=True))
+
+
+@wrong("running-mean", "its own flag is on")
+class FlagSetAnew(Updated):
+    """What is saved has to require grad."""
+
+    def update(self, x):
+        self.scratch = x.detach().mean(0)
+        self.mean = (0.9 * self.mean + 0.1 * self.scratch).requires_grad_()
+
+
+@wrong("running-mean", "scratch requires grad: its own flag is on")
+class FlagOfScratch(InPlace):
+    """A tensor that a layer writes into is a trainable one."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.scratch = nn.Buffer(torch.zeros(size, requires_grad=True), persistent=False)
+
+
+@wrong("running-mean", "scratch requires grad: it was computed from an x that does")
+class OnlyMeanDetached(Updated):
+    """Only what is saved has to be detached."""
+
+    def update(self, x):
+        self.scratch = x.clone().mean(0)
+        self.mean = (0.9 * self.mean + 0.1 * self.scratch).detach()
+
+
+@wrong("running-mean", "normalizes as BatchNorm does")
+class WithBatchNorm(nn.Module):
+    """BatchNorm without weights is a running mean."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(size, affine=False)
+        self.scale = nn.Parameter(torch.ones(size))
+        self.scratch = nn.Buffer(torch.zeros(size), persistent=False)
+
+    @property
+    def mean(self):
+        return self.norm.running_mean
+
+    def forward(self, x):
+        if self.training:
+            self.scratch = x.detach().mean(0)
+        return self.norm(x) * self.scale
+
+
+@wrong("running-mean", "yours uses the mean of this batch")
+class SubtractsScratch(Registered):
+    """In train mode one subtracts the batch's own mean, as BatchNorm does."""
+
+    def forward(self, x):
+        result = super().forward(x)
+        return (x - self.scratch) * self.scale if self.training else result
+
+
+@wrong("running-mean", "or the mean as it was before this call")
+class ResultFirst(Registered):
+    """The mean is updated after it was used."""
+
+    def forward(self, x):
+        mean = self.mean
+        super().forward(x)
+        return (x - mean) * self.scale
+
+
+@wrong("running-mean", "yours is what it was before the call")
+class MeanFirst(Updated):
+    """In which order the two are updated does not matter."""
+
+    def update(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * self.scratch
+        self.scratch = x.detach().mean(0)
+
+
+@wrong("running-mean", "yours is 0.1 * mean + 0.9 * scratch")
+class OtherShare(Updated):
+    """A momentum of 0.1 is what is kept."""
+
+    def update(self, x):
+        self.scratch = x.detach().mean(0)
+        self.mean = 0.1 * self.mean + 0.9 * self.scratch
+
+
+@wrong("running-mean", "After a call scratch should have the shape (3,); it has the shape ()")
+class OneMeanForAll(Updated):
+    """The mean of x is one number."""
+
+    def update(self, x):
+        self.scratch = x.detach().mean()
+        self.mean = 0.9 * self.mean + 0.1 * self.scratch
+
+
+@wrong("running-mean", "or from a detached scale")
+class ScaleDetached(Registered):
+    """The scale is a constant, as the mean is."""
+
+    def forward(self, x):
+        super().forward(x)
+        return (x - self.mean) * self.scale.detach()
+
+
+@wrong("running-mean", "a tensor of inference_mode")
+class InInferenceMode(Updated):
+    """inference_mode is a faster no_grad."""
+
+    @torch.inference_mode()
+    def update(self, x):
+        self.scratch = x.mean(0)
+        self.mean = 0.9 * self.mean + 0.1 * self.scratch
+
+
+@wrong("running-mean", "After a call mean is in parameters()")
+class ParameterInTheEnd(Updated):
+    """What is saved is a Parameter."""
+
+    def update(self, x):
+        self.scratch = x.detach().mean(0)
+        self.mean = nn.Parameter(0.9 * self.mean + 0.1 * self.scratch, requires_grad=False)
+
+
+@wrong("running-mean", "copy.deepcopy does not copy a layer that was called")
+class KeepsTheResult(Registered):
+    """What a layer gave last may be kept for a look at it."""
+
+    def forward(self, x):
+        self.last = super().forward(x)
+        return self.last
+
+
+@wrong("running-mean", "scratch is in state_dict()")
+class NewBuffersAreSaved(Updated):
+    """A new buffer under an old name is like the old one."""
+
+    def update(self, x):
+        self.scratch = nn.Buffer(x.detach().mean(0))
+        self.mean = nn.Buffer(0.9 * self.mean + 0.1 * self.scratch)
+
+
+@wrong("running-mean", "mean and scratch are one tensor")
+class OneTensorOfZeros(InPlace):
+    """Both begin with zeros, so they can begin with the same."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        zeros = torch.zeros(size)
+        self.mean, self.scratch = nn.Buffer(zeros), nn.Buffer(zeros, persistent=False)
+
+
+@wrong("running-mean", "attribute 'mean' already exists")
+class AssignedAndRegistered(Registered):
+    """An attribute is registered after it was assigned."""
+
+    def __init__(self, size):
+        nn.Module.__init__(self)
+        self.scale = nn.Parameter(torch.ones(size))
+        self.mean = torch.zeros(size)
+        self.register_buffer("mean", self.mean)

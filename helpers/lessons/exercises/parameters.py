@@ -74,10 +74,12 @@ def hidden_heads(answer):
         if given != tasks:
             raise lesson.not_yet("tasks-changed")
         model.train()
-        x = torch.randn(6, size)
+        x, first = torch.randn(6, size), dict(_whole(model).named_parameters())
         scores = _scores(model, x, tasks)
         if not _equal(scores, _scores(model, x, tasks)):
             raise lesson.not_yet("random")
+        if late := [name for name, _ in _whole(model).named_parameters() if name not in first]:
+            raise lesson.not_yet("late", name=repr(late[0].removeprefix("0.")))
         model.eval()
         if not _equal(scores, _scores(model, x, tasks, "In eval mode: ")):
             raise lesson.not_yet("mode")
@@ -146,6 +148,8 @@ def _registered(model, scores, size, tasks):
     if len(found) < len(used):
         raise lesson.not_yet("some", used=len(used), found=len(found))
     numbers = sum(leaf.numel() for leaf in used)
+    if numbers < wanted == sum(parameter.numel() for parameter in within.values()):
+        raise lesson.not_yet("cut", numbers=numbers, wanted=wanted)
     if numbers != wanted:
         raise lesson.not_yet("too-few" if numbers < wanted else "too-many", numbers=numbers, wanted=wanted)
     if spare := len(known) - len(found):
@@ -316,6 +320,10 @@ def _kinds(layer, when=""):
         raise lesson.not_yet("more-parameters", when=when, names=", ".join(others))
     if own.keys() != names.keys():
         raise lesson.not_yet("hidden-parameters", when=when, names=", ".join(names.values()))
+    for name in ("mean", "scratch"):
+        value = getattr(layer, name)
+        if isinstance(value, torch.Tensor) and value.is_leaf and value.requires_grad:
+            raise lesson.not_yet("flag", when=when, name=name)
 
 
 def _moved(layer, size):
@@ -323,7 +331,7 @@ def _moved(layer, size):
     left = [name for name in NAMES if getattr(layer, name).dtype != torch.float64]
     if left:
         raise lesson.not_yet("not-moved", names=" and ".join(left))
-    result = run(layer, torch.ones(2, size, dtype=torch.float64))
+    result = _called(layer, torch.ones(2, size, dtype=torch.float64))
     if isinstance(result, torch.Tensor) and result.dtype != torch.float64:
         raise lesson.not_yet("result-dtype-double", dtype=result.dtype)
 
@@ -434,6 +442,7 @@ def _result(given, x, old, layer):
         "divided": (x - mean) / scale,
         "no-scale": x - mean,
         "batch": (x - x.mean(0)) * scale,
+        "normalized": (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt() * scale,
     }
     wrong |= {} if old is None else {"old-mean": (x - old) * scale}
     if not torch.allclose(given, wanted, rtol=1e-5, atol=1e-5):
