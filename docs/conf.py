@@ -21,7 +21,7 @@ exclude_patterns = ["docs/contents.md", ".*", "**/.*", "build"]
 # Solutions repeat each exercise under the heading that it has in its lesson, where it is one level deeper.
 suppress_warnings = ["myst.header"]
 # A link to a section is written as JupyterLab wants it, with the words of the heading: notebooks/INDEX.md.
-myst_heading_anchors = 2
+myst_heading_anchors = 3
 myst_heading_slug_func = "tests.tools.lessons.anchor"
 nb_execution_mode = "off"  # shown are the stored outputs, which `make test` compares
 default_role = "py:obj"  # `freeze` in a docstring is a link

@@ -43,10 +43,25 @@ def test_the_index_links_to_sections_that_are_there():
     assert {file for _, _, file, _ in rows} == {path.name for path in LESSONS}
     for row, number, file, section in rows:
         cells = lessons.read(lessons.FOLDER / file)["cells"]
-        headings = re.findall(r"^## (.*)$", "\n\n".join(cell["source"] for cell in cells), re.M)
+        headings = re.findall(r"^##+ (.*)$", "\n\n".join(cell["source"] for cell in cells), re.M)
         assert file.startswith(number) and section in headings, (file, section)
         place = quote(lessons.anchor(section.replace("`", "")), safe="?,.'=:!")
         assert row == f"[{number}]({file}) | [{section}]({file}#{place})"
+
+
+def test_the_index_has_what_people_look_for():
+    index = (lessons.FOLDER / "INDEX.md").read_text("utf-8")
+    quoted = [text for text in re.findall(r"`([^`]+)`", index) if len(text) > 8]
+    for path in LESSONS:
+        cells, linked = lessons.read(path)["cells"], set(re.findall(rf"\[([^\n|]*)\]\({path.name}#", index))
+        after = next((n for n, cell in enumerate(cells) if cell["source"].startswith("## If you see")), len(cells))
+        entries = re.findall(r"^### (.*)$", "\n\n".join(cell["source"] for cell in cells[after:]), re.M)
+        assert set(entries) <= linked, f"{path.name}: no row leads to {set(entries) - linked}"
+        if path.stem not in lessons.NOT_IN_FORM:
+            raised = {o["evalue"] for cell in cells for o in cell.get("outputs", []) if o["output_type"] == "error"}
+            assert not [error for error in raised if not any(text in error for text in quoted)], path.name
+    for word in ("GAN", "LoRA", ".cuda()", "embedding", "EMA", "accumulat", "clip"):
+        assert word in index, word
 
 
 def test_its_picture_is_the_one_drawn_now_and_its_words_say_what_it_shows(tmp_path):
