@@ -36,11 +36,9 @@ Every result below follows from it.
 
 import difflib
 import html
-import inspect
 import sys
 import textwrap
 import tomllib
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -49,6 +47,21 @@ from typing import Any, NamedTuple
 import torch
 
 from helpers.lessons import errors, progress
+from helpers.lessons.exercises.leftovers import Torch
+from helpers.lessons.exercises.running import (
+    NotAttempted,
+    NotYet,
+    attempted,
+    interrupts,
+    kind,
+    listening,
+    outcome,
+    run,
+    waiting,
+)
+
+__all__ = ["LEAST", "MARKS", "RAISES", "Lesson", "NotAttempted", "NotYet", "Verdict", "attempted", "changed", "facts"]
+__all__ += ["kind", "raises", "run", "scalar", "table", "taken", "waiting"]
 
 RAISES = "raises"
 """What a table says of a line that raises an error."""
@@ -58,14 +71,6 @@ COLORS = {"right": "#2da44e", "not yet": "#e8912d", "not attempted": "#8c959f"}
 
 
 errors.install()
-
-
-class NotYet(Exception):
-    """The answer is not right yet: a sentence on what it shows, and what to look at."""
-
-
-class NotAttempted(Exception):
-    """There is no answer yet."""
 
 
 class Verdict(NamedTuple):
@@ -129,12 +134,14 @@ class Lesson:
         return next(filter(None, titles), name.replace("-", " "))
 
     def check(self, name: str, answer: Any) -> None:
-        """Show how the answer to exercise ``name`` stands, and why, or what follows.
+        """Show how the answer to exercise ``name`` stands, and why, or what follows; and once what it printed.
 
-        Random state and gradient mode stay as they are, and an answer that is an object is left as it is. Raises
-        ValueError for a name that no exercise has.
+        Random state and all that is set in torch stay as they are, and an answer that is an object is left as it is.
+        Raises ValueError for a name that no exercise has.
         """
-        self._tell(name, self.judged(name, answer))
+        with listening() as heard:
+            verdict = self.judged(name, answer)
+        self._tell(name, verdict, heard.told())
 
     def judged(self, name: str, answer: Any) -> Verdict:
         """What `check` shows."""
@@ -186,15 +193,15 @@ class Lesson:
             if names := [self.title(name) for name, stands in standing.items() if stands == how]:
                 print(textwrap.fill(f"{MARKS[how]} {how}: {', '.join(names)}", 88))
 
-    def _tell(self, name: str, verdict: Verdict) -> None:
+    def _tell(self, name: str, verdict: Verdict, printed: str = "") -> None:
         self._standing[name] = verdict.standing
-        _show(f"{MARKS[verdict.standing]} {verdict.standing}", self.title(name), verdict)
+        _show(f"{MARKS[verdict.standing]} {verdict.standing}", self.title(name), verdict, printed)
         if told := progress.record(self.name, name, verdict.standing):
             print(told)
 
 
 def _verdict(examine: Callable[[], None], follows: str) -> Verdict:
-    before = _settings()
+    before = Torch()
     try:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             torch.manual_seed(0)
@@ -204,17 +211,18 @@ def _verdict(examine: Callable[[], None], follows: str) -> Verdict:
         return Verdict("not attempted", "")
     except NotYet as reason:
         return Verdict("not yet", str(reason))
-    except Exception as error:  # an answer's own __eq__, forward or the like may raise anything
-        if isinstance(error, NotImplementedError) and not error.args:
-            return Verdict("not attempted", "")
-        return Verdict("not yet", f"Looking at your answer raised {_short(error)}.")
+    except BaseException as error:  # an answer's own __eq__, forward or the like may raise anything
+        if interrupts(error):
+            raise
+        meant = outcome(error)
+        return Verdict("not yet" if isinstance(meant, NotYet) else LEAST, str(meant))
     finally:
-        _restore(before)
+        before.put_back()
 
 
-def _show(mark: str, title: str, verdict: Verdict) -> None:
-    """Print the verdict; in a notebook, with air around it and a color."""
-    text = "\n".join([f"{mark}: {title}", *([textwrap.fill(verdict.sentence, 88)] if verdict.sentence else [])])
+def _show(mark: str, title: str, verdict: Verdict, printed: str = "") -> None:
+    """Print the verdict, and what the answer printed; in a notebook, with air around it and a color."""
+    text = "\n".join(filter(None, [f"{mark}: {title}", textwrap.fill(verdict.sentence, 88), printed]))
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if not hasattr(shell, "kernel"):
         print(text)
@@ -223,69 +231,9 @@ def _show(mark: str, title: str, verdict: Verdict) -> None:
 
     style = f"margin:.8em 0;padding:.3em .8em;border-left:.4em solid {COLORS[verdict.standing]};max-width:88ch"
     told = f"<br>{html.escape(verdict.sentence, quote=False)}" if verdict.sentence else ""
+    told += f'<pre style="margin:.4em 0 0">{html.escape(printed, quote=False)}</pre>' if printed else ""
     shown = f'<div style="{style}"><strong>{mark}</strong>: {html.escape(title, quote=False)}{told}</div>'
     display({"text/html": shown, "text/plain": text}, raw=True)
-
-
-def run(answer: Any, *args: Any, **kwargs: Any) -> Any:
-    """What the learner's function gives; `NotYet` tells what it raised, and where.
-
-    A bare ``raise NotImplementedError``, with which every answer begins, means that it was not attempted.
-    """
-    if answer is ...:
-        raise NotAttempted
-    if not callable(answer):
-        raise NotYet(f"The check takes the function itself, by its name and without parentheses, not {kind(answer)}.")
-    before = _settings()
-    try:
-        result = answer(*args, **kwargs)
-    except NotImplementedError as error:
-        if not error.args:
-            raise NotAttempted from None
-        raise NotYet(f"Your code raised {_short(error)}{_line(error, answer)}.") from error
-    except (NotYet, NotAttempted):
-        raise
-    except RecursionError as error:
-        raise NotYet("Your code calls itself, or follows something that contains itself, without an end.") from error
-    except Exception as error:
-        # Raised by the call itself, not in the answer: the arguments do not fit.
-        hint = (
-            ""
-            if error.__traceback__ and error.__traceback__.tb_next
-            else " Keep the arguments that the cell began with."
-        )
-        raise NotYet(f"Your code raised {_short(error)}{_line(error, answer)}.{hint}") from error
-    left = [name for name, value in _settings().items() if value != before[name]]
-    _restore(before)
-    if left:
-        raise NotYet(
-            f"Your code leaves torch with another {left[0]} for all that comes after it. What is set for a while "
-            "belongs in a block, such as with torch.no_grad():"
-        )
-    if inspect.iscoroutine(result):
-        result.close()
-    if _is_own(answer) and (inspect.iscoroutinefunction(answer) or inspect.isgeneratorfunction(answer)):
-        raise NotYet("Your function has not run: with yield or async it waits to be asked. Use return.")
-    return result
-
-
-def _settings() -> dict[str, Any]:
-    """What an answer could leave changed for everything after it."""
-    return {
-        "gradient mode": torch.is_grad_enabled(),
-        "default dtype": torch.get_default_dtype(),
-        "default device": torch.empty(0).device,  # get_default_device() raises in 2.9 once None was set
-        "anomaly mode": torch.is_anomaly_enabled(),
-    }
-
-
-def _restore(settings: dict[str, Any]) -> None:
-    torch.set_grad_enabled(settings["gradient mode"])
-    torch.set_default_dtype(settings["default dtype"])
-    torch.autograd.set_detect_anomaly(settings["anomaly mode"])
-    if torch.empty(0).device != settings["default device"]:
-        # None is the CPU without the mode that a default device is, which sees every call.
-        torch.set_default_device(None if settings["default device"].type == "cpu" else settings["default device"])
 
 
 def table(answer: Any, seen: Mapping[str, Any], beliefs: Mapping[tuple[str, Any], str]) -> None:
@@ -349,16 +297,6 @@ def raises(call: Callable[[], Any]) -> Any:
         return call()
     except Exception:
         return RAISES
-
-
-def kind(value: Any) -> str:
-    """``a list``, ``None``, ``a Linear``, ``the class Net``: how a sentence names what it got."""
-    if value is None or value is ...:
-        return "None" if value is None else "..."
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    name = type(value).__name__
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _find(declared: Mapping[str, Any], name: str) -> Any:
@@ -425,24 +363,3 @@ def _alike(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(_alike, one, other))
     numbers = (int, float)
     return type(one) is type(other) or (type(one) in numbers and type(other) in numbers) or None in (one, other)
-
-
-def _short(error: Exception) -> str:
-    said = textwrap.shorten(str(error).rstrip(". \n"), 150, placeholder=" ...")
-    return f"{type(error).__name__}: {said}".rstrip(": ")
-
-
-def _line(error: Exception, answer: Any) -> str:
-    """Where in the learner's cell: the last line of it on the way to the error."""
-    # What the learner wrote: of a module its forward, of a class its own __init__.
-    is_module = isinstance(answer, torch.nn.Module)
-    written = type(answer).forward if is_module else getattr(answer, "__dict__", {}).get("__init__", answer)
-    code = getattr(written, "__code__", None)
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if code and frame.filename == code.co_filename]
-    return f" in line {lines[-1]} of your cell" if lines and _is_own(answer) else ""
-
-
-def _is_own(answer: Any) -> bool:
-    """Whether the learner wrote it: a check may also run a method of torch, or a lambda, on what an answer gave."""
-    return (getattr(answer, "__module__", None) or "").partition(".")[0] not in ("torch", "helpers")
