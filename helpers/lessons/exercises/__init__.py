@@ -67,7 +67,7 @@ RAISES = "raises"
 """What a table says of a line that raises an error."""
 LEAST = "not attempted"
 MARKS = {"right": "✓", "not yet": "✗", LEAST: "○"}
-COLORS = {"right": "#2da44e", "not yet": "#e8912d", "not attempted": "#8c959f"}
+COLORS = {"right": "#2da44e", "not yet": "#e8912d"}
 
 
 errors.install()
@@ -208,7 +208,7 @@ def _verdict(examine: Callable[[], None], follows: str) -> Verdict:
             examine()
         return Verdict("right", follows)
     except NotAttempted:
-        return Verdict("not attempted", "")
+        return Verdict(LEAST, "")
     except NotYet as reason:
         return Verdict("not yet", str(reason))
     except BaseException as error:  # an answer's own __eq__, forward or the like may raise anything
@@ -221,10 +221,13 @@ def _verdict(examine: Callable[[], None], follows: str) -> Verdict:
 
 
 def _show(mark: str, title: str, verdict: Verdict, printed: str = "") -> None:
-    """Print the verdict, and what the answer printed; in a notebook, with air around it and a color."""
+    """Print the verdict, and what the answer printed; in a notebook, with air around it and a color.
+
+    What was not attempted is text in any case: JupyterLab shows the first line of a folded output as its source.
+    """
     text = "\n".join(filter(None, [f"{mark}: {title}", textwrap.fill(verdict.sentence, 88), printed]))
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if not hasattr(shell, "kernel"):
+    if verdict.standing == LEAST or not hasattr(shell, "kernel"):
         print(text)
         return
     from IPython.display import display
