@@ -2,8 +2,10 @@
 
 import copy
 import fnmatch
+import functools
 import re
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,6 +29,16 @@ right("who-is-asked")(SEEN)
 right("who-is-asked")(dict(reversed(SEEN.items())))
 right("who-is-asked")({row: torch.tensor(value) for row, value in SEEN.items()})
 right("who-is-asked")({row: int(value) for row, value in SEEN.items()})
+right("who-is-asked")({row: np.bool_(value) for row, value in SEEN.items()})
+wrong("who-is-asked", "takes True or False; yours is 'zeros'")(
+    SEEN | {"hidden.round() requires grad": "zeros"}, "What matters of a gradient is its numbers."
+)
+wrong("who-is-asked", "takes True or False; yours is None")(
+    SEEN | {"unused.weight has a gradient": None}, "A gradient that is None is written as None."
+)
+wrong("who-is-asked", "Keep the table the dict that it was")(list(SEEN.values()), "The order of the rows says enough.")
+wrong("who-is-asked", "Right in 3 of 8 rows")(dict.fromkeys(SEEN, True), "A trainable weight makes everything so.")
+wrong("who-is-asked", "does not stop the gradient")(dict.fromkeys(SEEN, False), "One frozen layer freezes the rest.")
 wrong("who-is-asked", "does not stop the gradient")(
     SEEN | {"first.weight has a gradient": False}, "A frozen layer stops the gradient."
 )
@@ -108,27 +120,27 @@ def all_but_the_last(model):
     model[-1].requires_grad_(True)
 
 
-@wrong("still-trains", "look at the underscore")
+@wrong("still-trains", "with an underscore")
 def attribute_of_the_layer(model):
     """A layer has a flag, as its parameters do."""
     model[0].requires_grad = False
 
 
-@wrong("still-trains", "at the s")
+@wrong("still-trains", "with an s")
 def misspelled(model):
     """Python would say so if there were no such attribute."""
     for parameter in model[0].parameters():
         parameter.require_grad = False
 
 
-@wrong("still-trains", "only shares its numbers")
+@wrong("still-trains", "only shares their numbers")
 def through_data(model):
     """.data is the parameter itself."""
     for parameter in model[0].parameters():
         parameter.data.requires_grad = False
 
 
-@wrong("still-trains", "only shares its numbers")
+@wrong("still-trains", "only shares their numbers")
 def through_the_state_dict(model):
     """The state_dict holds the parameters."""
     for name, entry in model.state_dict().items():
@@ -269,6 +281,135 @@ def zeros(model):
         parameter.data.zero_()
 
 
+@right("still-trains")
+def detached_in_place(model):
+    for parameter in model[0].parameters():
+        parameter.detach_()
+
+
+@right("still-trains")
+def applied_to_each_module(model):
+    model[0].apply(lambda module: module.requires_grad_(False))
+
+
+@right("still-trains")
+def by_the_first_level_of_the_name(model):
+    for name, parameter in model.named_parameters():
+        if name.split(".")[0] == "0":
+            parameter.requires_grad = False
+
+
+@right("still-trains")
+def all_frozen_and_the_others_given_back(model):
+    flags = [parameter.requires_grad for parameter in model[1:].parameters()]
+    model.requires_grad_(False)
+    for parameter, flag in zip(model[1:].parameters(), flags, strict=True):
+        parameter.requires_grad_(flag)
+
+
+@right("still-trains")
+def by_the_entries_that_are_parameters(model):
+    for entry in model[0].state_dict(keep_vars=True).values():
+        entry.requires_grad_(False)
+
+
+@right("still-trains")
+def with_another_model_returned(model):
+    model[0].requires_grad_(False)
+    return nn.Sequential(*model)
+
+
+@wrong("still-trains", "0.0.bias still requires a gradient")
+def toggled(model):
+    """A flag that is to be off is the other way round than it was."""
+    for parameter in model[0].parameters():
+        parameter.requires_grad = not parameter.requires_grad
+
+
+@wrong("still-trains", "Does your code reach the parameters")
+def only_layers_inside(model):
+    """The parameters are in the children."""
+    for child in model[0].children():
+        child.requires_grad_(False)
+
+
+@wrong("still-trains", "Does your code reach the parameters")
+def mapped_and_never_run(model):
+    """map calls a function on each."""
+    map(lambda parameter: parameter.requires_grad_(False), model[0].parameters())
+
+
+@wrong("still-trains", "set their own flag to False")
+def not_called(model):
+    """Naming the method is enough."""
+    return model[0].requires_grad_
+
+
+@wrong("still-trains", "set their own flag to False")
+def turned_on_again(model):
+    """requires_grad_ without an argument takes the flag away."""
+    model[0].requires_grad_()
+
+
+@wrong("still-trains", "set their own flag to False")
+def gradients_dropped(model):
+    """A parameter without a gradient is frozen."""
+    for parameter in model[0].parameters():
+        parameter.grad = None
+
+
+@wrong("still-trains", "an optimizer leaves it as it is")
+def left_out_of_the_optimizer(model):
+    """What the optimizer does not get is frozen."""
+    return torch.optim.SGD(model[1:].parameters(), lr=0.1)
+
+
+@wrong("still-trains", "trainable was made a new attribute of a module")
+def as_in_keras(model):
+    """A layer is frozen by trainable = False, as in Keras."""
+    model[0].trainable = False
+
+
+@wrong("still-trains", "requires_grads was made a new attribute")
+def misspelled_otherwise(model):
+    """The flag ends in an s."""
+    model[0].requires_grads = False
+
+
+@wrong("still-trains", "has no attribute 'weight'")
+def weight_and_bias(model):
+    """Every layer has a weight and a bias."""
+    model[0].weight.requires_grad = False
+    model[0].bias.requires_grad = False
+
+
+@wrong("still-trains", "'Linear' object is not iterable")
+def each_layer_of_the_block(model):
+    """The first part is a block of layers."""
+    for layer in model[0]:
+        layer.requires_grad_(False)
+
+
+@wrong("still-trains", "has no attribute 'detach'")
+def detach_the_layer(model):
+    """detach is for layers, too."""
+    model[0].detach()
+
+
+@wrong("still-trains", "other Parameter objects")
+def replaced_by_a_frozen_copy(model):
+    """A frozen copy in its place is the same layer, frozen."""
+    model[0] = copy.deepcopy(model[0]).requires_grad_(False)
+
+
+@wrong("still-trains", "0.1.weight still requires a gradient")
+def only_linear_layers(model):
+    """Only linear layers have parameters."""
+    for module in model[0].modules():
+        if isinstance(module, nn.Linear):
+            module.requires_grad_(False)
+
+
 @right("nothing-trains")
 def stacked(model, batches):
     losses = []
@@ -364,7 +505,7 @@ def only_the_last(model, batches):
     return loss
 
 
-@wrong("nothing-trains", "has put gradients into the model")
+@wrong("nothing-trains", "filled, changed or emptied gradients")
 def backward_in_the_loop(model, batches):
     """A loss that is to train calls backward."""
     losses = []
@@ -416,6 +557,137 @@ def added_to_one(model, batches):
     for images, labels in batches:
         total = total + nn.functional.cross_entropy(model(images), labels)
     return total / len(batches)
+
+
+@right("nothing-trains")
+def a_running_mean(model, batches):
+    mean = 0
+    for number, (images, labels) in enumerate(batches, 1):
+        mean = mean + (nn.functional.cross_entropy(model(images), labels) - mean) / number
+    return mean
+
+
+@right("nothing-trains")
+def in_one_forward(model, batches):
+    outputs = model(torch.cat([x for x, _ in batches])).split([len(y) for _, y in batches])
+    pairs = zip(outputs, batches, strict=True)
+    return torch.stack([nn.functional.cross_entropy(output, labels) for output, (_, labels) in pairs]).mean()
+
+
+@right("nothing-trains")
+def added_to_a_tensor_with_a_flag(model, batches):
+    total = torch.zeros(1, requires_grad=True)
+    for images, labels in batches:
+        total = total + nn.functional.cross_entropy(model(images), labels)
+    return total / len(batches)
+
+
+@right("nothing-trains")
+def with_gradients_looked_at(model, batches):
+    loss = torch.stack([nn.functional.cross_entropy(model(x), y) for x, y in batches]).mean()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    print(max(gradient.norm() for gradient in torch.autograd.grad(loss, trainable, retain_graph=True)))
+    return loss
+
+
+@wrong("nothing-trains", "has used up its graph")
+def with_gradients_taken(model, batches):
+    """autograd.grad leaves no trace."""
+    loss = torch.stack([nn.functional.cross_entropy(model(x), y) for x, y in batches]).mean()
+    torch.autograd.grad(loss, [parameter for parameter in model.parameters() if parameter.requires_grad])
+    return loss
+
+
+@wrong("nothing-trains", "filled, changed or emptied gradients")
+def emptied_first(model, batches):
+    """zero_grad belongs before every loss."""
+    model.zero_grad()
+    return torch.stack([nn.functional.cross_entropy(model(x), y) for x, y in batches]).mean()
+
+
+@wrong("nothing-trains", "has used up its graph")
+def backward_and_emptied(model, batches):
+    """What was emptied again has not happened."""
+    loss = torch.stack([nn.functional.cross_entropy(model(x), y) for x, y in batches]).mean()
+    loss.backward()
+    model.zero_grad()
+    return loss
+
+
+@wrong("nothing-trains", "the step is the business of the training loop")
+def with_a_step(model, batches):
+    """A loss that falls needs a step."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = torch.stack([nn.functional.cross_entropy(model(x), y) for x, y in batches]).mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss
+
+
+@wrong("nothing-trains", "The training loop chooses the mode")
+def in_eval_mode(model, batches):
+    """Several batches are an evaluation."""
+    model.eval()
+    return torch.stack([nn.functional.cross_entropy(model(x), y) for x, y in batches]).mean()
+
+
+@wrong("nothing-trains", "or under no_grad")
+def without_recording(model, batches):
+    """The record is made by backward."""
+    with torch.no_grad():
+        return torch.stack([nn.functional.cross_entropy(model(x), y) for x, y in batches]).mean()
+
+
+@wrong("nothing-trains", "raises the old error")
+def a_new_tensor_of_tensors(model, batches):
+    """A tensor of tensors keeps their records."""
+    return torch.Tensor([nn.functional.cross_entropy(model(x), y) for x, y in batches]).mean()
+
+
+@wrong("nothing-trains", "leaf Variable that requires grad")
+def added_in_place(model, batches):
+    """A total that is to train requires a gradient from the start."""
+    total = torch.tensor(0.0, requires_grad=True)
+    for images, labels in batches:
+        total += nn.functional.cross_entropy(model(images), labels)
+    return total / len(batches)
+
+
+@wrong("nothing-trains", "Can't call numpy()")
+def mean_of_numpy(model, batches):
+    """NumPy's mean is as good."""
+    return np.mean([nn.functional.cross_entropy(model(x), y) for x, y in batches])
+
+
+@wrong("nothing-trains", "yours is a list")
+def the_list(model, batches):
+    """The loop takes the mean."""
+    return [nn.functional.cross_entropy(model(x), y) for x, y in batches]
+
+
+@wrong("nothing-trains", "the loss of one batch")
+def returned_in_the_loop(model, batches):
+    """return waits for the end of the loop."""
+    losses = []
+    for images, labels in batches:
+        losses.append(nn.functional.cross_entropy(model(images), labels))
+        return torch.stack(losses).mean()
+
+
+@wrong("nothing-trains", "the gradients are not those of the mean")
+def running_and_detached(model, batches):
+    """A value that is carried on is detached between the steps."""
+    total = torch.zeros(())
+    for images, labels in batches:
+        total = total.detach() + nn.functional.cross_entropy(model(images), labels)
+    return total / len(batches)
+
+
+@wrong("nothing-trains", "The mean of the losses is")
+def divided_by_the_images(model, batches):
+    """A mean is a sum by the number of images."""
+    return sum(nn.functional.cross_entropy(model(x), y) for x, y in batches) / sum(len(y) for _, y in batches)
 
 
 @right("freeze-by-name")
@@ -720,3 +992,147 @@ def one_by_one(model, part):
         if f"{name}.".startswith(f"{part}."):
             parameter.requires_grad = False
             yield name
+
+
+@right("freeze-by-name")
+def whatever_getattr_finds(model, part):
+    names = [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+    if not names:
+        raise ValueError(part)
+    functools.reduce(getattr, part.split("."), model).requires_grad_(False)
+    return names
+
+
+@right("freeze-by-name")
+def a_module_or_else_a_parameter(model, part):
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    found = {part: parameters[part]} if part in parameters else {}
+    if part and part in modules:
+        found = dict(modules[part].named_parameters(prefix=part))
+    if not found:
+        raise ValueError(part)
+    for parameter in found.values():
+        parameter.requires_grad_(False)
+    return found.keys()
+
+
+@right("freeze-by-name")
+def with_an_error_of_its_own(model, part):
+    class UnknownPart(ValueError):
+        pass
+
+    if not (names := [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")]):
+        raise UnknownPart(part)
+    for name in names:
+        model.get_parameter(name).detach_()
+    return np.array(names)
+
+
+@wrong("freeze-by-name", "the full names are wanted")
+def names_within_the_part(model, part):
+    """The names are those that the part itself gives."""
+    names = by_dotted_comparison(model, part)
+    return [name.removeprefix(f"{part}.") for name in names]
+
+
+@wrong("freeze-by-name", "does not belong to the part")
+def all_but_the_part(model, part):
+    """What is named is what goes on training."""
+    names = [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+    if not names:
+        raise ValueError(part)
+    for name, parameter in model.named_parameters():
+        if name not in names:
+            parameter.requires_grad_(False)
+    return names
+
+
+@wrong("freeze-by-name", "'head.weight.data' names no parameter")
+def in_either_direction(model, part):
+    """A name that begins with a parameter's is that parameter."""
+    names = [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+    names = names or [name for name, _ in model.named_parameters() if part.startswith(f"{name}.")]
+    if not names:
+        raise ValueError(part)
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    return names
+
+
+@wrong("freeze-by-name", "'body.layer1', which is a module: Your code raised ValueError")
+def only_the_first_level(model, part):
+    """A part is what stands before the first dot."""
+    names = [name for name, _ in model.named_parameters() if name.split(".")[0] == part]
+    if not names:
+        raise ValueError(part)
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    return names
+
+
+@wrong("freeze-by-name", "'body', which is a module: Your code raised ValueError")
+def only_the_last_level(model, part):
+    """A part is what stands before the last dot."""
+    names = [name for name, _ in model.named_parameters() if name.rpartition(".")[0] == part]
+    if not names:
+        raise ValueError(part)
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    return names
+
+
+@wrong("freeze-by-name", "raised AssertionError; a ValueError is wanted")
+def asserted(model, part):
+    """An assertion is an error like another."""
+    names = [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+    assert names
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    return names
+
+
+@wrong("freeze-by-name", "'boddy' names no parameter")
+def the_error_returned(model, part):
+    """An error can be returned."""
+    try:
+        return by_dotted_comparison(model, part)
+    except ValueError as error:
+        return error
+
+
+@wrong("freeze-by-name", "Expected a list of names, got a str")
+def in_one_string(model, part):
+    """Names in a line are names."""
+    return ", ".join(by_dotted_comparison(model, part))
+
+
+@wrong("freeze-by-name", "body.old.weight (and 1 more) should be frozen")
+def toggled_by_name(model, part):
+    """A flag that is to be off is the other way round than it was."""
+    names = [name for name, _ in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+    if not names:
+        raise ValueError(part)
+    for name in names:
+        model.get_parameter(name).requires_grad_(not model.get_parameter(name).requires_grad)
+    return names
+
+
+@wrong("freeze-by-name", "should be frozen, and still requires a gradient")
+def only_the_first_that_is_found(model, part):
+    """return comes when something was found."""
+    for name, parameter in model.named_parameters():
+        if f"{name}.".startswith(f"{part}."):
+            parameter.requires_grad_(False)
+            return [name]
+    raise ValueError(part)
+
+
+@wrong("freeze-by-name", "For 'body' no flag changed")
+def entries_of_the_state_dict(model, part):
+    """An entry of the state_dict is the parameter."""
+    names = [name for name in model.state_dict() if f"{name}.".startswith(f"{part}.")]
+    if not names:
+        raise ValueError(part)
+    for name in names:
+        model.state_dict()[name].requires_grad_(False)
+    return names
