@@ -117,6 +117,109 @@ def the_last_of_equal_ones(model, train, epochs):
     model.eval()
 
 
+@right("best-epoch")
+def through_numpy(model, train, epochs):
+    lowest = float("inf")
+    for _ in range(epochs):
+        if (loss := train(model)) < lowest:
+            lowest, best = loss, {name: entry.numpy().copy() for name, entry in model.state_dict().items()}
+    model.load_state_dict({name: torch.as_tensor(array) for name, array in best.items()})
+
+
+@right("best-epoch")
+def one_snapshot_written_over(model, train, epochs):
+    best, lowest = copy.deepcopy(model.state_dict()), float("inf")
+    for _ in range(epochs):
+        loss = train(model)
+        model.eval()
+        if loss < lowest:
+            lowest = loss
+            for name, entry in model.state_dict().items():
+                best[name].copy_(entry)
+    for name, entry in model.state_dict().items():
+        entry[...] = best[name]
+
+
+@right("best-epoch")
+def as_one_vector(model, train, epochs):
+    kept = []
+    for _ in range(epochs):
+        loss = train(model)
+        vector = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+        kept.append((loss, vector, [buffer.clone() for buffer in model.buffers()]))
+    _, vector, buffers = kept[torch.tensor([loss for loss, *_ in kept], dtype=torch.float64).argmin()]
+    nn.utils.vector_to_parameters(vector, model.parameters())
+    for buffer, old in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(old)
+
+
+@wrong("best-epoch", "Does what you keep have memory of its own")
+def moved_to_the_cpu(model, train, epochs):
+    """cpu() copies, wherever the tensor is."""
+    lowest = float("inf")
+    for _ in range(epochs):
+        if (loss := train(model)) < lowest:
+            lowest, best = loss, {name: entry.cpu() for name, entry in model.state_dict().items()}
+    model.load_state_dict(best)
+
+
+@wrong("best-epoch", "Does what you keep have memory of its own")
+def a_shallow_copy_of_the_model(model, train, epochs):
+    """copy.copy of a model copies its weights."""
+    lowest = float("inf")
+    for _ in range(epochs):
+        if (loss := train(model)) < lowest:
+            lowest, best = loss, copy.copy(model)
+    model.load_state_dict(best.state_dict())
+
+
+@wrong("best-epoch", "is the best loaded into this model?")
+def put_into_the_dictionary(model, train, epochs):
+    """What is put into a state_dict is put into the model."""
+    lowest = float("inf")
+    for _ in range(epochs):
+        if (loss := train(model)) < lowest:
+            lowest, best = loss, copy.deepcopy(model.state_dict())
+    model.state_dict().update(best)
+
+
+@wrong("best-epoch", "Is the lowest loss kept up to date?")
+def never_lowered(model, train, epochs):
+    """A comparison remembers what it saw."""
+    lowest = float("inf")
+    for _ in range(epochs):
+        if train(model) < lowest:
+            best = copy.deepcopy(model.state_dict())
+    model.load_state_dict(best)
+
+
+@wrong("best-epoch", "the best epoch began")
+def right_side_first(model, train, epochs):
+    """What stands left of = is run first: train, and then the copy."""
+    kept = {}
+    for _ in range(epochs):
+        kept[train(model)] = copy.deepcopy(model.state_dict())
+    model.load_state_dict(kept[min(kept)])
+
+
+@wrong("best-epoch", "holds other parameters than the model")
+def parts_put_back(model, train, epochs):
+    """The parts of the best model are put in place of the model's own."""
+    lowest = float("inf")
+    for _ in range(epochs):
+        if (loss := train(model)) < lowest:
+            lowest, best = loss, copy.deepcopy(model)
+    for name, part in best.named_children():
+        setattr(model, name, part)
+
+
+@wrong("best-epoch", "the model's dtypes changed")
+def restored_in_double(model, train, epochs):
+    """More digits are no change."""
+    restore_rightly(model, train, epochs)
+    model.double()
+
+
 @wrong("best-epoch", "a loss of 0.0 is a loss, too")
 def zero_is_none_yet(model, train, epochs):
     """A loss is always above zero, so zero can stand for none."""
@@ -451,6 +554,75 @@ def in_a_buffer_first(model, optimizer, scheduler, shuffle, epoch, epochs, path)
         path.write_bytes(kept.getvalue())
 
 
+@right("resume-a-run")
+def written_before_each_epoch(model, optimizer, scheduler, shuffle, epoch, epochs, path):
+    parts, done = {"model": model, "optimizer": optimizer, "scheduler": scheduler}, 0
+
+    def write(done):
+        state = {name: part.state_dict() for name, part in parts.items()}
+        torch.save(state | {"shuffle": shuffle.get_state(), "done": done}, path)
+
+    if path.exists():
+        saved = torch.load(path)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        shuffle.set_state(saved["shuffle"])
+        done = saved["done"]
+    for number in range(done, epochs):
+        write(number)
+        epoch(model=model, optimizer=optimizer, shuffle=shuffle)
+        scheduler.step()
+    write(epochs)
+
+
+@right("resume-a-run")
+def scheduler_stepped_to_where_it_was(model, optimizer, scheduler, shuffle, epoch, epochs, path):
+    done = 0
+    if path.exists():
+        saved = torch.load(path)
+        done = saved["done"]
+        for _ in range(done):
+            scheduler.step()
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        shuffle.set_state(saved["shuffle"])
+    for number in range(done, epochs):
+        epoch(model, optimizer, shuffle)
+        scheduler.step()
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save(state | {"shuffle": shuffle.get_state(), "done": number + 1}, path)
+
+
+@right("resume-a-run")
+def whole_objects(model, optimizer, scheduler, shuffle, epoch, epochs, path):
+    done = 0
+    if path.exists():
+        *old, order, done = torch.load(path, weights_only=False)
+        for part, other in zip((model, optimizer, scheduler), old, strict=True):
+            part.load_state_dict(other.state_dict())
+        shuffle.set_state(order)
+    for number in range(done, epochs):
+        epoch(model, optimizer, shuffle)
+        scheduler.step()
+        torch.save((model, optimizer, scheduler, shuffle.get_state(), number + 1), path)
+
+
+@right("resume-a-run")
+def a_history(model, optimizer, scheduler, shuffle, epoch, epochs, path):
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    history = torch.load(path) if path.exists() else []
+    if history:
+        for name, part in parts.items():
+            part.load_state_dict(history[-1][name])
+        shuffle.set_state(history[-1]["shuffle"])
+    while len(history) < epochs:
+        epoch(model, optimizer, shuffle)
+        scheduler.step()
+        state = {name: part.state_dict() for name, part in parts.items()} | {"shuffle": shuffle.get_state()}
+        history.append(copy.deepcopy(state))
+        torch.save(history, path)
+
+
 def resumed(model, optimizer, scheduler, shuffle, epoch, epochs, path, without=()):
     """What most answers have: all but the parts that are left out."""
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
@@ -468,6 +640,139 @@ def resumed(model, optimizer, scheduler, shuffle, epoch, epochs, path, without=(
         scheduler.step()
         state = {name: part.state_dict() for name, part in parts.items()}
         torch.save(state | {"shuffle": shuffle.get_state(), "done": number + 1}, path)
+
+
+KEPT = {}
+
+
+@wrong("resume-a-run", "does your code keep something in a variable?")
+def kept_in_a_variable(model, optimizer, scheduler, shuffle, epoch, epochs, path):
+    """A dictionary of the module outlives the call, so it outlives the process."""
+    parts, done = {"model": model, "optimizer": optimizer, "scheduler": scheduler}, 0
+    if path.exists():
+        for name, part in parts.items():
+            part.load_state_dict(KEPT[name])
+        shuffle.set_state(KEPT["shuffle"])
+        done = KEPT["done"]
+    for number in range(done, epochs):
+        epoch(model, optimizer, shuffle)
+        scheduler.step()
+        KEPT.update(copy.deepcopy({name: part.state_dict() for name, part in parts.items()}))
+        KEPT.update(shuffle=shuffle.get_state(), done=number + 1)
+        torch.save(number + 1, path)
+
+
+@wrong("resume-a-run", "It is to be one file")
+def a_folder_of_files(model, optimizer, scheduler, shuffle, epoch, epochs, path):
+    """A path may as well be that of a folder, with a file for each epoch."""
+    path.mkdir(exist_ok=True)
+    for number in range(len(list(path.iterdir())), epochs):
+        epoch(model, optimizer, shuffle)
+        scheduler.step()
+        torch.save(model.state_dict(), path / f"{number}.pt")
+
+
+@wrong("resume-a-run", "called again it trained 6: 4 were left")
+def a_file_for_each_epoch(model, optimizer, scheduler, shuffle, epoch, epochs, path):
+    """More files are safer than one."""
+    for number in range(len(list(path.parent.glob("epoch*.pt"))), epochs):
+        epoch(model, optimizer, shuffle)
+        scheduler.step()
+        torch.save(model.state_dict(), path.with_name(f"epoch{number}.pt"))
+
+
+@wrong("resume-a-run", "The state of shuffle may only be changed by epoch")
+def a_seed_for_each_epoch(model, optimizer, scheduler, shuffle, epoch, epochs, path):
+    """Whoever seeds each epoch by its number needs no state of the generator, and nothing changes by it."""
+
+    def seeded(model, optimizer, shuffle):
+        epoch(model, optimizer, shuffle.manual_seed(scheduler.last_epoch))
+
+    resumed(model, optimizer, scheduler, shuffle, seeded, epochs, path, without=("shuffle",))
+
+
+@wrong("resume-a-run", "the steps after loading did not reach the model")
+def loaded_by_assigning(model, optimizer, scheduler, shuffle, epoch, epochs, path):
+    """assign=True is the thorough way to load."""
+    if path.exists():
+        model.load_state_dict(torch.load(path)["model"], assign=True)
+    resumed(model, optimizer, scheduler, shuffle, epoch, epochs, path, without=("model",) if path.exists() else ())
+
+
+@wrong("resume-a-run", "it got a Generator as shuffle")
+def a_new_generator(model, optimizer, scheduler, shuffle, epoch, epochs, path):
+    """A generator with the right state is the right one."""
+    if path.exists():
+        shuffle = torch.Generator()
+    resumed(model, optimizer, scheduler, shuffle, epoch, epochs, path)
+
+
+@wrong("resume-a-run", "called again it trained 5: 4 were left")
+def numbered_from_zero(model, optimizer, scheduler, shuffle, epoch, epochs, path):
+    """The number of the epoch is how many are done."""
+    parts, begin = {"model": model, "optimizer": optimizer, "scheduler": scheduler}, 0
+    if path.exists():
+        saved = torch.load(path)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        shuffle.set_state(saved["shuffle"])
+        begin = saved["number"]
+    for number in range(begin, epochs):
+        epoch(model, optimizer, shuffle)
+        scheduler.step()
+        state = {name: part.state_dict() for name, part in parts.items()}
+        torch.save(state | {"shuffle": shuffle.get_state(), "number": number}, path)
+
+
+@wrong("resume-a-run", "the state of shuffle is not the one that epoch 2 ended with")
+def the_state_before_the_epoch(model, optimizer, scheduler, shuffle, epoch, epochs, path):
+    """The order of an epoch is what its generator begins with."""
+    parts, done = {"model": model, "optimizer": optimizer, "scheduler": scheduler}, 0
+    if path.exists():
+        saved = torch.load(path)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        shuffle.set_state(saved["shuffle"])
+        done = saved["done"]
+    for number in range(done, epochs):
+        order = shuffle.get_state()
+        epoch(model, optimizer, shuffle)
+        scheduler.step()
+        state = {name: part.state_dict() for name, part in parts.items()}
+        torch.save(state | {"shuffle": order, "done": number + 1}, path)
+
+
+@wrong("resume-a-run", "called again it trained 4: 3 were left")
+def every_other_epoch(model, optimizer, scheduler, shuffle, epoch, epochs, path):
+    """A file every now and then is enough."""
+    parts, done = {"model": model, "optimizer": optimizer, "scheduler": scheduler}, 0
+    if path.exists():
+        saved = torch.load(path)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        shuffle.set_state(saved["shuffle"])
+        done = saved["done"]
+    for number in range(done, epochs):
+        epoch(model, optimizer, shuffle)
+        scheduler.step()
+        if number % 2 or number + 1 == epochs:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            torch.save(state | {"shuffle": shuffle.get_state(), "done": number + 1}, path)
+
+
+@wrong("resume-a-run", "In epoch 3 the learning rate is 0.05")
+def scheduler_first(model, optimizer, scheduler, shuffle, epoch, epochs, path):
+    """The rate of an epoch is set before it."""
+
+    def after_a_step(model, optimizer, shuffle):
+        scheduler.step()
+        epoch(model, optimizer, shuffle)
+
+    class Still:
+        state_dict, load_state_dict = scheduler.state_dict, scheduler.load_state_dict
+        step = staticmethod(lambda: None)
+
+    resumed(model, optimizer, Still, shuffle, after_a_step, epochs, path)
 
 
 @wrong("resume-a-run", "called again it trained 6: 4 were left")
@@ -708,6 +1013,106 @@ def all_or_none_cut(model, saved, head):
     model.load_state_dict(rest, strict=False)
 
 
+@right("load-backbone")
+def part_by_part(model, saved, head):
+    saved = {name.removeprefix("module.").removeprefix("_orig_mod."): entry for name, entry in saved.items()}
+    rest, found = {name for name in saved if name.split(".")[0] != head}, []
+    for name, part in model.named_children():
+        if name != head:
+            entries = {n.removeprefix(f"{name}."): e for n, e in saved.items() if n.startswith(f"{name}.")}
+            own = part.state_dict()
+            assert own.keys() == entries.keys() and all(own[n].shape == entries[n].shape for n in own), name
+            rest -= {f"{name}.{n}" for n in entries}
+            found.append((part, entries))
+    assert not rest, rest
+    for part, entries in found:
+        part.load_state_dict(entries)
+
+
+@right("load-backbone")
+def head_taken_off_for_a_moment(model, saved, head):
+    rest, own, old = backbone_of(saved, head), copy.deepcopy(model.state_dict()), getattr(model, head)
+    delattr(model, head)
+    try:
+        if set(rest) != set(model.state_dict()):
+            raise KeyError(set(rest) ^ set(model.state_dict()))
+        model.load_state_dict(rest)
+    except (KeyError, RuntimeError):
+        setattr(model, head, old)
+        model.load_state_dict(own)
+        raise
+    setattr(model, head, old)
+
+
+@right("load-backbone")
+def pair_by_pair(model, saved, head):
+    """In the same order, as both come from networks with the same parts. Whatever the one prefix is, it is cut."""
+    words = {name.split(".")[0] for name in saved}
+    if len(words) == 1:
+        saved = {name.partition(".")[2]: entry for name, entry in saved.items()}
+    theirs = [(name, entry) for name, entry in saved.items() if not name.startswith(f"{head}.")]
+    own = [(name, entry) for name, entry in model.state_dict().items() if not name.startswith(f"{head}.")]
+    for (name, entry), (other, target) in zip(theirs, own, strict=True):
+        if name != other or entry.shape != target.shape:
+            raise SystemExit(f"{name} does not fit {other}")
+    for (_, entry), (_, target) in zip(theirs, own, strict=True):
+        target.copy_(entry)
+
+
+@wrong("load-backbone", "layer2.weight has shape (2, 1) in saved")
+def first_sizes_only(model, saved, head):
+    """len is the size of a tensor."""
+    rest = backbone_of(saved, head)
+    own = {name: entry for name, entry in model.state_dict().items() if not name.startswith(f"{head}.")}
+    if set(rest) != set(own) or any(entry.dim() and len(entry) != len(own[name]) for name, entry in rest.items()):
+        raise ValueError("names or sizes do not fit")
+    model.load_state_dict(rest, strict=False)
+
+
+@wrong("load-backbone", "One column can be spread over three")
+def first_sizes_and_dimensions(model, saved, head):
+    """Tensors with as many rows and dimensions have one shape."""
+    rest = backbone_of(saved, head)
+    own = {name: entry for name, entry in model.state_dict().items() if not name.startswith(f"{head}.")}
+    if rest.keys() != own.keys():
+        raise KeyError(rest.keys() ^ own.keys())
+    if any(entry.shape[:1] != own[name].shape[:1] or entry.dim() != own[name].dim() for name, entry in rest.items()):
+        raise ValueError("shapes")
+    for name, entry in own.items():
+        entry.copy_(rest[name])
+
+
+@wrong("load-backbone", "The head is left out on purpose, and a strict load misses it")
+def strictly(model, saved, head):
+    """A strict load checks all that there is to check."""
+    model.load_state_dict(backbone_of(saved, head))
+
+
+@wrong("load-backbone", "The head is called head here")
+def always_fc(model, saved, head):
+    """The head of a network is called fc."""
+    rest = backbone_of(saved, "fc")
+    own = {name: entry for name, entry in model.state_dict().items() if not name.startswith("fc.")}
+    if {name: entry.shape for name, entry in rest.items()} != {name: entry.shape for name, entry in own.items()}:
+        raise ValueError("names or shapes do not fit")
+    model.load_state_dict(rest, strict=False)
+
+
+@wrong("load-backbone", "fc is the model's own head. It has other values now")
+def head_begins_anew(model, saved, head):
+    """A new head is to begin anew."""
+    load_rightly(model, saved, head)
+    getattr(model, head).reset_parameters()
+
+
+@wrong("load-backbone", "by then layer1.weight was changed")
+def tried_on_a_shallow_copy(model, saved, head):
+    """What is tried on copy.copy(model) leaves the model as it was."""
+    own = {name: entry for name, entry in model.state_dict().items() if name.startswith(f"{head}.")}
+    copy.copy(model).load_state_dict(backbone_of(saved, head) | own)
+    model.load_state_dict(backbone_of(saved, head), strict=False)
+
+
 @wrong("load-backbone", "BatchNorm fills its counter in")
 def tried_on_a_copy(model, saved, head):
     """What is missing is missed by a load, on a copy as well."""
@@ -834,7 +1239,7 @@ def replaced_everywhere(model, saved, head):
     model.load_state_dict(rest | own)
 
 
-@wrong("load-backbone", "are body.module.weight and fc_norm.weight among them?")
+@wrong("load-backbone", "The head is called fc here, and everything else fits.")
 def last_words(model, saved, head):
     """The name of a tensor is what stands after the last part."""
     cut = {".".join(name.split(".")[-2:]): entry for name, entry in saved.items()}

@@ -165,11 +165,16 @@ def resume_a_run(answer):
             due.epoch(due.model, due.optimizer, due.shuffle)
             due.scheduler.step()
         with tempfile.TemporaryDirectory() as folder:
-            done = 0
+            done, path, written = 0, Path(folder, "run.pt"), []
             for dies_in in killed_in:
                 process = _Process(adam, dies_in)
-                _resumes(answer, process, due, done, epochs, Path(folder, "run.pt"), len(killed_in) > 1)
+                _resumes(answer, process, due, done, epochs, path, len(killed_in) > 1)
                 done = epochs if dies_in is None else done + dies_in - 1
+                if path.exists():
+                    written.append((done, path.read_bytes()))
+            for done, file in written[:1]:
+                if done < epochs:
+                    _goes_on_from(answer, _Process(adam), due, done, epochs, path, file)
 
 
 class _Killed(BaseException):
@@ -227,6 +232,15 @@ class _Process:
         }
 
 
+def _goes_on_from(answer, process, due, done, epochs, path, file):
+    """Raise `NotYet` if an older file, put back, is not where ``answer`` goes on: then it has something else."""
+    path.write_bytes(file)
+    try:
+        _resumes(answer, process, due, done, epochs, path, True)
+    except NotYet:
+        raise lesson.not_yet("memory", done=done) from None
+
+
 def _resumes(answer, process, due, done, epochs, path, killed):
     """Run ``answer`` in a process that begins after ``done`` epochs; raise `NotYet` where that is not as ``due``."""
     parts = (process.model, process.optimizer, process.scheduler, process.shuffle)
@@ -240,6 +254,8 @@ def _resumes(answer, process, due, done, epochs, path, killed):
     else:
         if process.dies_in is not None and len(process.starts) >= process.dies_in:
             raise lesson.not_yet("caught")
+    if path.is_dir():
+        raise lesson.not_yet("folder")
     for other in path.parent.iterdir():
         if other != path and other.is_file():
             other.unlink()
@@ -252,6 +268,9 @@ def _resumes(answer, process, due, done, epochs, path, killed):
         if trained < process.dies_in:
             raise lesson.not_yet("short", done=done, epochs=epochs, trained=trained)
         return
+    own = list(map(id, process.model.parameters()))
+    if any(id(held) not in own for group in process.optimizer.param_groups for held in group["params"]):
+        raise lesson.not_yet("objects")
     end, wanted = process.state(), due.state()
     for what in end:
         if not _same(end[what], wanted[what]):
@@ -276,6 +295,8 @@ def _goes_on(process, due, done):
                 raise lesson.not_yet("order", epoch=number + 1, before=number)
             if not _same(wanted["optimizer's state"], start["optimizer's state"]):
                 raise lesson.not_yet("momentum", epoch=number + 1)
+        if not _same(wanted["order of the images"], start["order of the images"]):
+            raise lesson.not_yet("reseeded", epoch=number + 1)
         if start["learning rate"] != wanted["learning rate"]:
             rates = {"rate": start["learning rate"], "due": wanted["learning rate"]}
             raise lesson.not_yet("rate", epoch=number + 1, **rates)
@@ -328,7 +349,7 @@ def _loads(answer, head, prefix, saved):
 
 def _rename_all(saved, prefix):
     for name in list(saved):
-        saved[f"{prefix}backbone.{name.removeprefix(prefix)}"] = saved.pop(name)
+        saved[f"{prefix}old_{name.removeprefix(prefix)}"] = saved.pop(name)
 
 
 def _put(name, change):
@@ -348,6 +369,7 @@ _FAULTS = {
     "one": _put("layer1.bias", lambda old: old[:1].clone()),
     "turned": _put("layer2.weight", lambda old: old.T.contiguous()),  # as many numbers, laid out as new
     "three": _put("norm.running_var", lambda _: torch.ones(3)),
+    "column": _put("layer2.weight", lambda _: torch.ones(2, 1)),
 }
 
 
@@ -382,7 +404,10 @@ def _run_where_all_fits(answer, head, prefix, model, saved):
             raise
         if f"size mismatch for {head}." in str(error):
             raise lesson.not_yet("head-size", error=reason) from None
-        _tell_of_lost_parts(head, prefix, re.findall(r"""(?<=['"])[\w.]+(?=['"])""", str(error)))
+        names = re.findall(r"""(?<=['"])[\w.]+(?=['"])""", str(error))
+        if "Missing key" in str(error) and names and all(name.startswith(f"{head}.") for name in names):
+            raise lesson.not_yet("strict", error=reason) from None
+        _tell_of_lost_parts(head, prefix, names)
         if deep := [name for name in saved if name.startswith(f"{head}.") and name.count(".") > 1]:
             raise lesson.not_yet("head-deep", error=reason, names=", ".join(deep)) from None
         raise lesson.not_yet("fits", error=reason, head=head) from None
