@@ -1,10 +1,12 @@
 """Answers to the exercises of the lesson on ``no_grad``."""
 
 import copy
+import io
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from helpers import cache_features, freeze
 from tests.tools.exercises import Answers
@@ -274,7 +276,7 @@ def filled_in(backbone, batches):
     modes = [(module, module.training) for module in backbone.modules()]
     backbone.eval()
     with torch.set_grad_enabled(False):
-        features = torch.empty(sum(map(len, batches)), 4)
+        features = batches[0].new_empty(sum(map(len, batches)), 4)
         start = 0
         for batch in batches:
             features[start : start + len(batch)] = backbone(batch)
@@ -762,7 +764,7 @@ def function_patched(adapter, backbone, head, x):
     return head(backbone(adapter(x)))
 
 
-@wrong("cut-off-adapter", "backbone.forward is a method of your own now")
+@wrong("cut-off-adapter", "backbone.forward is another method than before")
 def forward_replaced(adapter, backbone, head, x):
     """A part is kept as it is by a forward of one's own."""
     backbone.requires_grad_(False).eval()
@@ -833,7 +835,7 @@ def dropout_patched(backbone, batches):
     return each_mode_noted(backbone, batches)
 
 
-@wrong("head-features", "backbone.forward is a method of your own now")
+@wrong("head-features", "backbone.forward is another method than before")
 def forward_in_eval_mode(backbone, batches):
     """A forward of one's own makes the features the same for ever."""
     forward = backbone.forward
@@ -906,3 +908,422 @@ def class_attribute(backbone, batches):
     """An attribute of the class is the one that counts."""
     torch.nn.Dropout.p = 0.0
     return each_mode_noted(backbone, batches)
+
+
+@right("cut-off-adapter")
+def one_sequential(adapter, backbone, head, x):
+    return torch.nn.Sequential(adapter, backbone.eval().requires_grad_(False), head)(x)
+
+
+@right("cut-off-adapter")
+def checkpointed(adapter, backbone, head, x):
+    backbone.requires_grad_(False).eval()
+    return head(checkpoint(backbone, adapter(x), use_reentrant=False))
+
+
+@right("cut-off-adapter")
+def frozen_twin_in_train_mode(adapter, backbone, head, x):
+    return head(copy.deepcopy(backbone).requires_grad_(False)(adapter(x)))
+
+
+@right("cut-off-adapter")
+def backward_written_by_hand(adapter, backbone, head, x):
+    class Through(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, hidden):
+            with torch.enable_grad():
+                ctx.hidden = hidden.detach().requires_grad_()
+                ctx.features = backbone(ctx.hidden)
+            return ctx.features.detach()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return torch.autograd.grad(ctx.features, ctx.hidden, gradient)[0]
+
+    backbone.eval()
+    return head(Through.apply(adapter(x)))
+
+
+@right("cut-off-adapter")
+def parameters_detached_in_place(adapter, backbone, head, x):
+    backbone.eval()
+    for parameter in backbone.parameters():
+        parameter.detach_()
+    return head(backbone.forward(adapter(x)))
+
+
+@right("cut-off-adapter")
+def no_tracking_for_a_while(adapter, backbone, head, x):
+    backbone.requires_grad_(False)
+    norms = [module for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm1d)]
+    for norm in norms:
+        norm.track_running_stats = False
+    features = backbone(adapter(x))
+    for norm in norms:
+        norm.track_running_stats = True
+    return head(features)
+
+
+@right("cut-off-adapter")
+def saved_and_loaded(adapter, backbone, head, x):
+    file = io.BytesIO()
+    torch.save(backbone, file)
+    file.seek(0)
+    twin = torch.load(file, weights_only=False).eval().requires_grad_(False)
+    return head(twin(adapter(x)))
+
+
+@right("cut-off-adapter")
+def frozen_and_its_gradients_cleared(adapter, backbone, head, x):
+    backbone.requires_grad_(False).eval()
+    backbone.zero_grad()
+    return head(backbone(adapter(x)))
+
+
+@right("cut-off-adapter")
+def flags_and_modes_of_this_run_only(adapter, backbone, head, x):
+    modes = {module: module.training for module in backbone.modules()}
+    flags = {parameter: parameter.requires_grad for parameter in backbone.parameters()}
+    backbone.eval().requires_grad_(False)
+    try:
+        features = backbone(adapter(x))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for parameter, flag in flags.items():
+            parameter.requires_grad = flag
+    return head(features)
+
+
+@wrong("cut-off-adapter", "all from the adapter to the head has to be recorded")
+def flag_set_again_in_front(adapter, backbone, head, x):
+    """A tensor that is detached and requires grad again is connected again."""
+    backbone.requires_grad_(False).eval()
+    return head(backbone(adapter(x).detach().requires_grad_()))
+
+
+@wrong("cut-off-adapter", "does not bring the way back")
+def flag_of_the_output(adapter, backbone, head, x):
+    """backward() needs a result that requires grad, and nothing else."""
+    with torch.no_grad():
+        output = head(backbone(adapter(x)))
+    return output.requires_grad_()
+
+
+@wrong("cut-off-adapter", "does not bring the way back")
+def clone_of_inference_that_requires_grad(adapter, backbone, head, x):
+    """A clone is an ordinary tensor, so the gradient passes."""
+    with torch.inference_mode():
+        features = backbone.eval()(adapter(x))
+    return head(features.clone().requires_grad_())
+
+
+@wrong("cut-off-adapter", "what ran is a copy of it")
+def all_copied(adapter, backbone, head, x):
+    """On a copy nothing can be left changed."""
+    model = copy.deepcopy(torch.nn.Sequential(adapter, backbone, head))
+    model[1].requires_grad_(False).eval()
+    return model(x)
+
+
+@wrong("cut-off-adapter", "backbone.0.weight has a gradient too")
+def attribute_of_the_module(adapter, backbone, head, x):
+    """A module has a flag."""
+    backbone.requires_grad = False
+    backbone.eval()
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "backbone.0.weight has a gradient too")
+def names_detached(adapter, backbone, head, x):
+    """A name in a loop is the parameter."""
+    backbone.eval()
+    for parameter in backbone.parameters():
+        parameter = parameter.detach()
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "backbone.0.bias has a gradient too")
+def weights_alone(adapter, backbone, head, x):
+    """The parameters of a network are its weights."""
+    backbone.eval()
+    for name, parameter in backbone.named_parameters():
+        if "weight" in name:
+            parameter.requires_grad = False
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "backbone.1.weight has a gradient too")
+def linear_layers_alone(adapter, backbone, head, x):
+    """eval() freezes BatchNorm."""
+    backbone.eval()
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.requires_grad_(False)
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "gradient of adapter.weight differs from")
+def added_times_zero(adapter, backbone, head, x):
+    """Any way back to the adapter will do."""
+    hidden = adapter(x)
+    with torch.no_grad():
+        features = backbone.eval()(hidden)
+    return head(features + hidden * 0)
+
+
+@wrong("cut-off-adapter", "1.running_mean is not what it was")
+def eval_too_early(adapter, backbone, head, x):
+    """eval() is over before the backbone runs."""
+    training = backbone.training
+    backbone.requires_grad_(False).eval()
+    hidden = adapter(x)
+    backbone.train(training)
+    return head(backbone(hidden))
+
+
+@wrong("cut-off-adapter", "1.affine is not what it was")
+def no_affine(adapter, backbone, head, x):
+    """affine is the flag of BatchNorm's parameters."""
+    backbone.requires_grad_(False).eval()
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.affine = False
+    return head(backbone(adapter(x)))
+
+
+@wrong("cut-off-adapter", "0.weight is another object than before")
+def state_assigned(adapter, backbone, head, x):
+    """A state that is put back leaves everything as it was."""
+    backbone.requires_grad_(False)
+    kept = copy.deepcopy(backbone.state_dict())
+    output = head(backbone(adapter(x)))
+    backbone.load_state_dict(kept, assign=True)
+    return output
+
+
+@wrong("cut-off-adapter", "not a tuple")
+def features_too(adapter, backbone, head, x):
+    """More than was wanted does no harm."""
+    features = backbone.requires_grad_(False).eval()(adapter(x))
+    return head(features), features
+
+
+@right("head-features")
+def row_by_row(backbone, batches):
+    twin = copy.deepcopy(backbone).eval()
+    with torch.no_grad():
+        return torch.stack([twin(row[None])[0] for batch in batches for row in batch])
+
+
+@right("head-features")
+def through_numpy(backbone, batches):
+    twin = copy.deepcopy(backbone).eval()
+    with torch.inference_mode():
+        features = torch.cat([twin(batch) for batch in batches])
+    return torch.from_numpy(features.numpy())
+
+
+@right("head-features")
+def joined_outside_of_inference(backbone, batches):
+    twin = copy.deepcopy(backbone).eval()
+    with torch.inference_mode():
+        features = [twin(batch) for batch in batches]
+    return torch.cat(features)
+
+
+@right("head-features")
+def deep_copy_of_inference(backbone, batches):
+    twin = copy.deepcopy(backbone).eval()
+    with torch.inference_mode():
+        features = torch.cat([twin(batch) for batch in batches])
+    return copy.deepcopy(features)
+
+
+@right("head-features")
+def with_detached_tensors(backbone, batches):
+    modes = {name: module.training for name, module in backbone.named_modules()}
+    backbone.eval()
+    state = {name: value.detach() for name, value in backbone.state_dict().items()}
+    features = torch.cat([functional_call(backbone, state, batch) for batch in batches])
+    for name, module in backbone.named_modules():
+        module.training = modes[name]
+    return features
+
+
+@right("head-features")
+@torch.no_grad
+def decorated_without_parentheses(backbone, batches):
+    return torch.concat(list(map(copy.deepcopy(backbone).eval(), batches)))
+
+
+@right("head-features")
+def mapped_over_rows(backbone, batches):
+    twin = copy.deepcopy(backbone).eval()
+    with torch.no_grad():
+        return torch.func.vmap(lambda row: twin(row[None])[0])(torch.cat(batches))
+
+
+@right("head-features")
+def hooked_and_unhooked(backbone, batches):
+    twin, rows = copy.deepcopy(backbone).eval(), []
+    handle = twin.register_forward_hook(lambda module, args, output: rows.append(output))
+    with torch.no_grad():
+        for batch in batches:
+            twin(batch)
+    handle.remove()
+    return torch.cat(rows)
+
+
+@wrong("head-features", "module '0' was in eval mode before, and is in train mode now")
+def modes_put_back_from_the_inside(backbone, batches):
+    """In which order modes are put back does not matter."""
+    modes = [(module, module.training) for module in backbone.modules()]
+    backbone.eval()
+    with torch.no_grad():
+        features = torch.cat([backbone(batch) for batch in batches])
+    for module, training in reversed(modes):
+        module.train(training)
+    return features
+
+
+@wrong("head-features", "is it on at the moment")
+def run_when_it_is_read(backbone, batches):
+    """What is written in the block runs in the block."""
+    twin = copy.deepcopy(backbone).eval()
+    with torch.no_grad():
+        features = (twin(batch) for batch in batches)
+    return torch.cat(list(features))
+
+
+@wrong("head-features", "nor what runs after its block")
+def mapped_later(backbone, batches):
+    """map() runs where it stands."""
+    twin = copy.deepcopy(backbone).eval()
+    with torch.no_grad():
+        features = map(twin, batches)
+    return torch.cat(list(features)).detach()
+
+
+@wrong("head-features", "all was recorded")
+def on_a_line_of_its_own(backbone, batches):
+    """no_grad() switches recording off from here on."""
+    twin = copy.deepcopy(backbone).eval()
+    torch.no_grad()
+    return torch.cat([twin(batch) for batch in batches])
+
+
+@wrong("head-features", "all was recorded")
+def copies_of_the_parameters_detached(backbone, batches):
+    """detach() changes the tensor that it is called on."""
+    twin = copy.deepcopy(backbone).eval()
+    for parameter in twin.parameters():
+        parameter.detach()
+    return torch.cat([twin(batch) for batch in batches])
+
+
+@wrong("head-features", "module '0' was in train mode before, and is in eval mode now")
+def shallow_copy(backbone, batches):
+    """copy.copy() copies a model."""
+    twin = copy.copy(backbone).eval()
+    with torch.no_grad():
+        return torch.cat([twin(batch) for batch in batches])
+
+
+@wrong("head-features", "change requires_grad flags of leaf variables")
+def flag_of_the_result(backbone, batches):
+    """The flag of a result can be turned off."""
+    twin = copy.deepcopy(backbone).eval()
+    return torch.cat([twin(batch) for batch in batches]).requires_grad_(False)
+
+
+@wrong("head-features", "are torch.float32")
+def made_of_numbers(backbone, batches):
+    """Numbers of Python carry their dtype."""
+    twin = copy.deepcopy(backbone).eval()
+    with torch.no_grad():
+        return torch.tensor([row for batch in batches for row in twin(batch).tolist()])
+
+
+@wrong("head-features", "are torch.float32")
+def filled_into_zeros(backbone, batches):
+    """Features are float32."""
+    twin, start = copy.deepcopy(backbone).eval(), 0
+    features = torch.zeros(sum(map(len, batches)), 4)
+    with torch.no_grad():
+        for batch in batches:
+            features[start : start + len(batch)] = twin(batch)
+            start += len(batch)
+    return features
+
+
+@wrong("head-features", "are torch.float64")
+def in_double_precision(backbone, batches):
+    """More digits are better."""
+    twin = copy.deepcopy(backbone).double().eval()
+    with torch.no_grad():
+        return torch.cat([twin(batch.double()) for batch in batches])
+
+
+@wrong("head-features", "should be (10, 4), a row for each row")
+def a_mean_for_each_batch(backbone, batches):
+    """Features of a batch are one row."""
+    twin = copy.deepcopy(backbone).eval()
+    with torch.no_grad():
+        return torch.stack([twin(batch).mean(0) for batch in batches])
+
+
+@wrong("head-features", "dropout is on")
+def state_put_back(backbone, batches):
+    """What BatchNorm has moved is put back, and that is all that train mode does."""
+    kept = copy.deepcopy(backbone.state_dict())
+    with torch.no_grad():
+        features = torch.cat([backbone(batch) for batch in batches])
+    backbone.load_state_dict(kept)
+    return features
+
+
+@wrong("head-features", "was not all in eval mode before, and it is now")
+def modes_in_the_state(backbone, batches):
+    """The mode is in the state_dict."""
+    kept = copy.deepcopy(backbone.state_dict())
+    features = torch.no_grad()(lambda: torch.cat([backbone.eval()(batch) for batch in batches]))()
+    backbone.load_state_dict(kept)
+    return features
+
+
+@wrong("head-features", "batches are others than before")
+def batches_used_up(backbone, batches):
+    """A list that was given is mine."""
+    twin, features = copy.deepcopy(backbone).eval(), []
+    with torch.no_grad():
+        while batches:
+            features.append(twin(batches.pop(0)))
+    return torch.cat(features)
+
+
+@wrong("head-features", "backbone.train is another method than before")
+def frozen_for_good(backbone, batches):
+    """A backbone that is only read may be frozen for good."""
+    freeze(backbone)
+    return torch.cat([backbone(batch) for batch in batches])
+
+
+@wrong("head-features", "with nothing done to it after")
+def normalized(backbone, batches):
+    """Features should have mean 0."""
+    features = each_mode_noted(backbone, batches)
+    return features - features.mean(0)
+
+
+@wrong("head-features", "these are inference tensors")
+def enabled_inside_inference(backbone, batches):
+    """enable_grad undoes inference_mode."""
+    twin = copy.deepcopy(backbone).eval()
+    with torch.inference_mode(), torch.enable_grad():
+        return torch.cat([twin(batch) for batch in batches])
+
+
+wrong("which-switch", 'takes True, False or "raises"')(
+    {row: str(value) for row, value in SWITCHES.items()}, "A table holds words."
+)

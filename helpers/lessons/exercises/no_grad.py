@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_leaves
 
-from helpers import graph, saved_tensors
+from helpers import saved_tensors
 from helpers.lessons.exercises import Lesson, kind, raises, run, table
 
 lesson = Lesson("no_grad")
@@ -162,15 +162,29 @@ def _right_ones_learn(parts, result):
     if not has["adapter"] and has["backbone"]:
         raise lesson.not_yet("between")
     if not has["adapter"]:
-        leaves = graph(result, nn.ModuleDict(parts)).nodes.values()
-        raise lesson.not_yet("flag-on-a-result" if any(leaf["name"] == "Tensor" for leaf in leaves) else "cut")
+        leaves, learned = _trainable_leaves(result), list(parts["adapter"].parameters())
+        if any(torch.equal(leaf, parameter) for leaf in leaves for parameter in learned):
+            raise lesson.not_yet("copy")
+        raise lesson.not_yet("flag-on-a-result" if not all(isinstance(p, nn.Parameter) for p in leaves) else "cut")
     for name in ("adapter", "head"):
         if without[name]:
             others = f", though others of the {name} have one" if has[name] else ""
             raise lesson.not_yet("one-missing", name=f"{name}.{without[name][0]}", others=others)
     if has["backbone"]:
-        grads = [p.grad for p in parts["backbone"].parameters() if p.grad is not None]
-        raise lesson.not_yet("backbone-learns" if any(grad.any() for grad in grads) else "zeros")
+        grads = {name: p.grad for name, p in parts["backbone"].named_parameters() if p.grad is not None}
+        key = "backbone-learns" if any(gradient.any() for gradient in grads.values()) else "zeros"
+        raise lesson.not_yet(key, name=next(iter(grads)))
+
+
+def _trainable_leaves(result):
+    """The tensors that require grad and are no results, as backward from ``result`` finds them."""
+    seen, ahead = set(), [result.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node and node not in seen:
+            seen.add(node)
+            ahead += [below for below, _ in node.next_functions]
+    return [node.variable for node in seen if hasattr(node, "variable")] or [result]
 
 
 def _statistics_held(was, now, key):
@@ -199,6 +213,8 @@ def head_features(answer):
         backbone[0].weight.grad = torch.ones(4, 3)
         for name, module in backbone.named_modules():
             module.training = name not in still
+        if "" in still and len(still) == 2:
+            backbone.double()
         features = _features_once(answer, backbone, (4, 4, 2))
         kept = features.clone()
         with torch.no_grad():
@@ -208,7 +224,7 @@ def head_features(answer):
 
 
 def _features_once(answer, backbone, rows):
-    batches = [torch.randn(n, 3) for n in rows]
+    batches = [torch.randn(n, 3, dtype=backbone[0].weight.dtype) for n in rows]
     given, before, was = [batch.clone() for batch in batches], copy.deepcopy(backbone), _facts(backbone)
     wanted = _features(before, batches)
     with saved_tensors(backbone) as saved, _recorded() as recorded:
@@ -233,7 +249,7 @@ def _features_once(answer, backbone, rows):
         raise lesson.not_yet(_why_others(answer, before, batches, features))
     if features.is_inference():
         raise lesson.not_yet("inference")
-    head = nn.Linear(4, 1)
+    head = nn.Linear(4, 1, dtype=wanted.dtype)
     with torch.enable_grad():
         run(head(features).sum().backward)
     if head.weight.grad is None or not _close(head.weight.grad[0], wanted.sum(0)):
