@@ -536,3 +536,7 @@ def test_what_is_watched_are_classes_and_functions_that_one_might_patch():
     names = {leftovers._named(owner) for owner in leftovers._patches.was}
     assert {"torch", "nn", "nn.functional", "nn.Module", "nn.BatchNorm2d", "nn._BatchNorm", "nn.Parameter"} <= names
     assert {"torch.optim.SGD", "torch.optim.Optimizer", "torch.Tensor", "nn.DistributedDataParallel"} <= names
+
+
+def test_an_error_is_told_without_what_makes_it_bold():
+    assert running.short(ValueError("\x1b[1mThis file\x1b[0m is damaged.")) == "ValueError: This file is damaged"

@@ -20,33 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from helpers import freeze
 from helpers.lessons.exercises import RAISES, Lesson, NotYet, changed, facts, kind, run, scalar, table, taken
+from helpers.lessons.exercises.running import attempted, waiting
 from helpers.lessons.ranks import alone, ranks
 
 lesson = Lesson("past_one_machine")
 check, predict, progress = lesson.check, lesson.predict, lesson.progress
-
-
-_BELIEFS = {
-    ("freeze(body), DDP", "raises"): "What is frozen before wrapping, DDP does not wait for.",
-    ("freeze(body), DDP", False): "The frozen body does not move, and the head's gradients are averaged.",
-    ("DDP, freeze(body)", True): "DDP still waits for the gradients of the body, which do not come any more.",
-    ("DDP, freeze(body)", False): "They drift apart in the first step already. What does the second find?",
-    ("freeze(body), DDP, unfreeze(body)", True): "When it wrapped, DDP noted the norm layer and the head: nobody "
-    "averages the gradients of the body.",
-    ("freeze(body), DDP, unfreeze(body)", "raises"): "DDP does not miss what it does not know of: no error comes.",
-    ("freeze(body), DDP, unfreeze(body), DDP", False): "Wrapped again, DDP notes the body as well, and copies rank 0.",
-    ("freeze(body), DDP, unfreeze(body), DDP", "raises"): "A model may be wrapped again: DDP leaves it as it is.",
-    ("other seed, DDP", False): "Wrapping copies the parameters and buffers of rank 0 to all.",
-    ("other seed, DDP", "raises"): "DDP compares the shapes, not the numbers, and copies those of rank 0 to all.",
-    ("spare layer, DDP", True): "The spare layer asks for a gradient and gets none: DDP waits for it.",
-    ("spare layer, DDP", False): "The spare layer asks for a gradient and gets none. What does the second step find?",
-    ("norm.train(), freeze(norm), DDP", True): "The flags are off, but in train mode its running statistics follow "
-    "the images of each rank.",
-    ("norm.train(), freeze(norm), DDP", "raises"): "The norm layer is used, and frozen: nothing is waited for.",
-    ("norm.train(), helpers.freeze(norm), DDP", False): "helpers.freeze holds the layer in eval mode, also after "
-    "train(): its statistics stand still.",
-    ("norm.train(), helpers.freeze(norm), DDP", "raises"): "The norm layer is used, and frozen: nothing is waited for.",
-}
 
 
 def _model() -> Any:
@@ -88,7 +66,7 @@ def _after(row: str) -> list[torch.Tensor] | str:
 
 @cache
 def _stays_equal() -> dict[str, bool | str]:
-    rows = list(dict.fromkeys(row for row, _ in _BELIEFS))
+    rows = list(dict.fromkeys(row for row, _ in lesson.beliefs("who-stays-equal")))
     seen: dict[str, bool | str] = {}
     for row, *both in zip(rows, *ranks(_all_rows, rows), strict=True):
         seen[row] = RAISES if RAISES in map(str, both) else all(map(torch.equal, *both))
@@ -101,7 +79,10 @@ def _all_rows(rows: Sequence[str]) -> list:
 
 @lesson.exercise("who-stays-equal")
 def who_stays_equal(answer):
-    table(answer, _stays_equal(), _BELIEFS)
+    attempted(answer)
+    with waiting("Starting two processes"):
+        seen = _stays_equal()
+    table(answer, seen, lesson.beliefs("who-stays-equal"))
 
 
 @lesson.exercise("second-phase")
@@ -135,7 +116,8 @@ def second_phase(answer):
 def _in_others(function, *args, n: int) -> list[Any]:
     """What ``function(*args)`` gives in each of ``n`` other processes."""
     try:
-        return ranks(function, *args, n=n, timeout=60)
+        with waiting(f"Starting {'two processes' if n == 2 else 'another process'}"):
+            return ranks(function, *args, n=n, timeout=60)
     except (RuntimeError, TimeoutError) as error:
         told = textwrap.shorten(str(error), 150, placeholder=" ...")
         raise lesson.not_yet("this-process-works", n=n, told=told) from error

@@ -26,6 +26,7 @@ import dis
 import inspect
 import io
 import os
+import re
 import sys
 import textwrap
 import traceback
@@ -92,7 +93,7 @@ def run(answer: Any, *args: Any, **kwargs: Any) -> Any:
 def attempted(answer: Any) -> None:
     """Raise `NotAttempted` for an answer as the lesson has it, without running it: before something that takes long."""
     values = list(answer.values()) if isinstance(answer, dict) else [answer]
-    if all(value is ... or (isinstance(value, list | tuple) and ... in map(_dots, value)) for value in values):
+    if values and all(value is ... or (isinstance(value, list | tuple) and ... in map(_dots, value)) for value in values):
         raise NotAttempted
     first = next(iter(_statements(_code(answer))), None)
     if isinstance(first, ast.Raise) and ast.unparse(first) == STUB:
@@ -270,7 +271,8 @@ def _says_nothing(statement: ast.stmt) -> bool:
 
 def short(error: BaseException) -> str:
     """An error in a sentence."""
-    said = textwrap.shorten(str(error).rstrip(". \n"), 150, placeholder=" ...")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # torch.load prints in bold
+    said = textwrap.shorten(plain.rstrip(". \n"), 150, placeholder=" ...")
     return f"{type(error).__name__}: {said}".rstrip(": ")
 
 
