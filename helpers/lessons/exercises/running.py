@@ -93,7 +93,8 @@ def run(answer: Any, *args: Any, **kwargs: Any) -> Any:
 def attempted(answer: Any) -> None:
     """Raise `NotAttempted` for an answer as the lesson has it, without running it: before something that takes long."""
     values = list(answer.values()) if isinstance(answer, dict) else [answer]
-    if values and all(value is ... or (isinstance(value, list | tuple) and ... in map(_dots, value)) for value in values):
+    empty = (value is ... or (isinstance(value, list | tuple) and ... in map(_dots, value)) for value in values)
+    if values and all(empty):
         raise NotAttempted
     first = next(iter(_statements(_code(answer))), None)
     if isinstance(first, ast.Raise) and ast.unparse(first) == STUB:
