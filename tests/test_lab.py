@@ -18,6 +18,8 @@ import urllib.request
 
 import pytest
 
+from helpers.lessons.exercises import Lesson
+from helpers.lessons.lab import SETTINGS
 from tests.tools import lessons
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -32,21 +34,17 @@ NOTEBOOKS = [
     )
     for path in lessons.paths()
 ]
-SETTINGS = {
-    # All cells in the page, not only those in view; no news from the network; no jump to another cell's output.
-    "notebook-extension/tracker": {"windowingMode": "none"},
-    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-}
 WRONG = "def answer(model):\n    model[0].weight.requires_grad = False\n\n\ncheck('still-trains', answer)"
 RIGHT = "def answer(model):\n    model[0].requires_grad_(False)\n\n\ncheck('still-trains', answer)"
+VERDICT = f"right: {Lesson('requires_grad').title('still-trains')}"
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A JupyterLab over a copy of the notebooks, on loopback, with its own settings; gives its folder and address."""
+    """A JupyterLab over a copy of the notebooks, on loopback, with our settings; gives its folder and address."""
     folder = tmp_path_factory.mktemp("lab")
     for name, values in SETTINGS.items():
-        file = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file = folder / "settings" / f"{name.replace(':', '/')}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
     shutil.copytree(lessons.FOLDER, folder / "notebooks")
@@ -203,12 +201,33 @@ def test_an_answer_is_checked_and_kept(page, lab):
     answer = cells.nth(number)
     run(page, cells.first)
     run(page, answer, WRONG)
-    answer.get_by_text("0.bias still asks: a layer may have several parameters, some of them deeper in it.").wait_for()
+    answer.get_by_text("0.bias still requires a gradient. Every parameter in model[0] is to be frozen").wait_for()
     run(page, answer, RIGHT)
-    answer.get_by_text("still-trains: right").wait_for()
+    answer.get_by_text(VERDICT).wait_for()
     saved(page, lab[0] / ALWAYS)
     page.reload()
     page.wait_for_selector(".jp-Notebook .jp-CodeCell .cm-content")
     assert "model[0].requires_grad_(False)" in answer.locator(".cm-content").inner_text()
-    assert "still-trains: right" in answer.locator(".jp-OutputArea").inner_text()
+    assert VERDICT in answer.locator(".jp-OutputArea").inner_text()
+    assert page.complaints == [] and page.locator(".jp-Dialog").count() == 0
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("heading", [r"## [\w ]+", r"## .*`\w+[(].*", r"### `[^`]*'[^`]*[(].*"])
+def test_a_link_of_the_index_opens_the_lesson_and_then_finds_the_section(page, lab, heading):
+    rows = re.findall(r"\[\d\d\]\(\S+\) \| \[(.*)\]\((\S+)#(\S+)\) \|$", (lab[0] / "INDEX.md").read_text("utf-8"), re.M)
+    texts = {file: "\n".join(c["source"] for c in lessons.read(lab[0] / file)["cells"]) for _, file, _ in rows}
+    fits = [bool(re.fullmatch(heading, re.search(rf"^##+ {re.escape(to)}$", texts[f], re.M)[0])) for to, f, _ in rows]
+    number = fits.index(True)
+    page.goto(lab[1].format("INDEX.md"))
+    link = page.locator(".jp-MarkdownViewer td:last-child a").nth(number)
+    link.click()
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell .cm-content")
+    idle(page)
+    found = page.locator(f".jp-Notebook [data-jupyter-id={json.dumps(rows[number][2])}]")
+    expect = pytest.importorskip("playwright.sync_api").expect
+    expect(found).not_to_be_in_viewport()
+    page.locator(".lm-TabBar-tab", has_text="INDEX.md").first.click()
+    link.click()
+    expect(found).to_be_in_viewport()
     assert page.complaints == [] and page.locator(".jp-Dialog").count() == 0

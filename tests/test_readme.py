@@ -5,7 +5,6 @@ import doctest
 import re
 import runpy
 from pathlib import Path
-from urllib.parse import quote
 
 from PIL import Image
 
@@ -13,6 +12,11 @@ from conftest import differ
 from tests.tools import lessons, matrix
 
 README = Path(__file__).parent.parent / "README.md"
+OUT_OF_REACH = {
+    '`Module [OldNet] is missing the required "forward" function`',
+    '`Missing key(s) in state_dict: "norm.num_batches_tracked"`, and in another program it loads',
+}
+"""Headings that no link gets to in JupyterLab, because of their quotes and brackets: to be worded anew."""
 LESSONS = [path for path in lessons.paths() if path.parent == lessons.FOLDER]
 
 
@@ -45,8 +49,9 @@ def test_the_index_links_to_sections_that_are_there():
         cells = lessons.read(lessons.FOLDER / file)["cells"]
         headings = re.findall(r"^##+ (.*)$", "\n\n".join(cell["source"] for cell in cells), re.M)
         assert file.startswith(number) and section in headings, (file, section)
-        place = quote(lessons.anchor(section.replace("`", "")), safe="?,.'=:!")
+        place = lessons.place(section)
         assert row == f"[{number}]({file}) | [{section}]({file}#{place})"
+        assert "%" not in place or section in OUT_OF_REACH, f"JupyterLab does not find {section}"
 
 
 def test_the_index_has_what_people_look_for():

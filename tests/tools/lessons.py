@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 from nbclient import NotebookClient
@@ -69,6 +70,11 @@ def solution_of(lesson: Path) -> Path:
 def anchor(heading: str) -> str:
     """The fragment by which JupyterLab finds a heading."""
     return heading.replace(" ", "-")
+
+
+def place(heading: str) -> str:
+    """The same in a link. JupyterLab compares it as it stands: no link reaches a heading with what is encoded here."""
+    return quote(anchor(heading.replace("`", "")), safe=";,/?:@&=+$!~*'()")
 
 
 def canonical(notebook: dict) -> dict:
