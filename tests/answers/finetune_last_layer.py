@@ -200,7 +200,7 @@ def without_statistics(model, optimizer, batches):
     epochs(model, optimizer, batches)
 
 
-@wrong("drifting-backbone", "and so does the head")
+@wrong("drifting-backbone", "and none of the head did")
 def nothing_is_trained(model, optimizer, batches):
     """In eval mode nothing is trained, so no step is needed."""
     model.eval()
@@ -401,7 +401,7 @@ def a_copy(model, train):
     return model
 
 
-@wrong("head-for-new-digits", "still has its old head")
+@wrong("head-for-new-digits", "has its old head")
 def the_head_in_another_network(model, train):
     """A head behind the backbone is a part of the backbone's model."""
     freeze(model)
@@ -463,3 +463,245 @@ def by_position(model, train):
 wrong("which-entries-move", "SGD takes frozen parameters")(
     MOVES | {"all, decay, eval(): conv1.weight": "raises"}, "An optimizer refuses frozen parameters."
 )
+
+
+RAISES = {
+    "train(): bn1.weight": "requires grad, so backward() has something to do",
+    "train(): bn1.running_var": "nothing raises",
+    "eval(): fc.weight": "work as ever",
+    "eval(), then train(): bn1.running_mean": "The last call counts",
+    "freeze, then train(): bn1.running_mean": "The head came after freeze()",
+    "old optimizer, eval(): fc.weight": "does not notice",
+}
+for row, sentence in RAISES.items():
+    wrong("which-entries-move", sentence)(MOVES | {row: "raises"}, f"{row} is an error.")
+
+
+@right("drifting-backbone")
+def override_that_returns_nothing(model, optimizer, batches):
+    """What train() returns is used by eval() only."""
+    model.eval()
+    model.train = lambda mode=True: None
+    epochs(model, optimizer, batches)
+
+
+@right("drifting-backbone")
+def flags_and_modes_by_hand(model, optimizer, batches):
+    for _ in range(2):
+        model.train()
+        for name, part in model.named_modules():
+            part.training = name == "fc"
+        epochs(model, optimizer, batches, 1)
+
+
+@wrong("drifting-backbone", "parameters of the backbone require grad now")
+def unfrozen_and_left_so(model, optimizer, batches):
+    """The optimizer decides, so the flags do not matter."""
+    model.requires_grad_(True).eval()
+    epochs(model, optimizer, batches)
+
+
+@wrong("drifting-backbone", "BatchNorm2d.train")
+def patched_for_the_whole_kernel(model, optimizer, batches):
+    """A layer that should never train is best mended in its class."""
+    nn.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
+    for _ in range(2):
+        model.train()
+        epochs(model, optimizer, batches, 1)
+
+
+@wrong("drifting-backbone", "functional.batch_norm")
+def patched_function(model, optimizer, batches):
+    """A function can be mended where it is."""
+    old = nn.functional.batch_norm
+    nn.functional.batch_norm = lambda x, mean, var, w, b, training, *rest: old(x, mean, var, w, b, False, *rest)
+    epochs(model, optimizer, batches)
+
+
+@wrong("drifting-backbone", "hook for all modules")
+def hook_on_everything(model, optimizer, batches):
+    """A hook that is registered once serves all models."""
+    model.eval()
+    torch.nn.modules.module.register_module_forward_hook(lambda module, inputs, output: None)
+    epochs(model, optimizer, batches)
+
+
+@right("adapt-then-hold")
+def many_passes(backbone, images):
+    for _ in range(60):
+        backbone.train()(images)
+    freeze(backbone)
+
+
+@right("adapt-then-hold")
+def in_batches(backbone, images):
+    with torch.no_grad():
+        for _ in range(30):
+            for batch in images[torch.randperm(len(images))].split(25):
+                backbone(batch)
+    freeze(backbone)
+
+
+@right("adapt-then-hold")
+def all_at_once(backbone, images):
+    norms = [part for part in backbone.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        backbone(images)
+    for norm in norms:
+        norm.momentum = 0.1
+    return freeze(backbone)
+
+
+@right("adapt-then-hold")
+def held_by_an_override(backbone, images):
+    backbone.requires_grad_(False)
+    for _ in range(60):
+        backbone(images)
+    backbone.eval()
+    backbone.train = lambda mode=True: backbone
+
+
+@wrong("adapt-then-hold", "are as they were")
+def frozen_first(backbone, images):
+    """Freeze first, as always."""
+    freeze(backbone)
+    for _ in range(60):
+        backbone.train()(images)
+
+
+@wrong("adapt-then-hold", "are as they were")
+def in_eval_mode(backbone, images):
+    """Statistics are made for eval mode, so they move in it."""
+    backbone.eval()
+    for _ in range(60):
+        backbone(images)
+    freeze(backbone)
+
+
+@wrong("adapt-then-hold", "are not yet those of the images")
+def one_pass(backbone, images):
+    """One pass shows the layers all images."""
+    with torch.no_grad():
+        backbone.train()(images)
+    freeze(backbone)
+
+
+@wrong("adapt-then-hold", "are not yet those of the images")
+def only_the_first_layer(backbone, images):
+    """The statistics are in bn1."""
+    for part in backbone.modules():
+        part.training = part is backbone.bn1
+    for _ in range(60):
+        backbone(images)
+    freeze(backbone)
+
+
+@wrong("adapt-then-hold", "parameters require grad")
+def held_and_trainable(backbone, images):
+    """The mode is what holds, so flags may be what they are."""
+    for _ in range(60):
+        backbone(images)
+    backbone.eval()
+    backbone.train = lambda mode=True: backbone
+
+
+@wrong("adapt-then-hold", "move them again")
+def eval_mode_at_the_end(backbone, images):
+    """eval() lasts."""
+    backbone.requires_grad_(False)
+    for _ in range(60):
+        backbone(images)
+    backbone.eval()
+
+
+@wrong("adapt-then-hold", "depend on the images beside it")
+def without_tracking(backbone, images):
+    """A layer that tracks nothing is held."""
+    backbone.requires_grad_(False)
+    for _ in range(60):
+        backbone(images)
+    for part in backbone.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.track_running_stats = False
+
+
+@wrong("adapt-then-hold", "is a parameter, and it has other numbers")
+def trained_to_adapt(backbone, images):
+    """To adapt is to train."""
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        backbone(images).square().mean().backward()
+        optimizer.step()
+    freeze(backbone)
+
+
+@wrong("adapt-then-hold", "work on copies")
+def images_brightened(backbone, images):
+    """Dim images are mended by making them bright."""
+    images.div_(0.3)
+    freeze(backbone)
+
+
+@wrong("adapt-then-hold", "came or went")
+def statistics_thrown_away(backbone, images):
+    """Without running statistics nothing can drift."""
+    for part in backbone.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean = part.running_var = part.num_batches_tracked = None
+    freeze(backbone)
+
+
+@right("head-for-new-digits")
+def train_overridden_on_the_model(model, train):
+    model.requires_grad_(False)
+    model.fc = nn.Linear(64, 5)
+
+    def train_head_only(mode=True):
+        for part in model.children():
+            part.train(False)
+        model.fc.train(mode)
+        return model
+
+    model.train = train_head_only
+    steps(model.train(), *train.tensors, torch.optim.SGD(model.fc.parameters(), lr=1e-2, momentum=0.9), 60)
+
+
+@right("head-for-new-digits")
+def train_that_is_always_eval(model, train):
+    model.train = lambda mode=True: type(model).train(model, False)
+    model.train().requires_grad_(False)
+    model.fc = nn.Linear(64, 5)
+    steps(model, *train.tensors, torch.optim.Adam(model.fc.parameters(), lr=1e-2), 60)
+
+
+@right("head-for-new-digits")
+def a_head_with_batch_norm_left_in_train_mode(model, train):
+    freeze(model)
+    model.fc = nn.Sequential(nn.BatchNorm1d(64), nn.Linear(64, 5))
+    steps(model.train(), *train.tensors, torch.optim.Adam(model.fc.parameters(), lr=1e-2), 100)
+
+
+@wrong("head-for-new-digits", "has no parameters")
+def nearest_neighbor(model, train):
+    """A layer that remembers the images need not be trained."""
+    freeze(model)
+    model.fc = nn.Identity()
+    stored, labels = cache_features(model, DataLoader(train, batch_size=50)).tensors
+
+    class Nearest(nn.Module):
+        def forward(self, x):
+            return nn.functional.one_hot(labels[torch.cdist(x, stored).argmin(1)], 5).to(x.dtype)
+
+    model.fc = Nearest()
+
+
+@wrong("head-for-new-digits", "BatchNorm2d.train")
+def the_class_patched(model, train):
+    """BatchNorm should never be in train mode."""
+    nn.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
+    model.requires_grad_(False)
+    model.fc = nn.Linear(64, 5)
+    steps(model.train(), *train.tensors, torch.optim.Adam(model.fc.parameters(), lr=1e-2), 60)

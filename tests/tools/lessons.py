@@ -40,7 +40,6 @@ UNSTABLE = {
 FOLDED = {"hide-output": ("outputs_hidden",), "hide-cell": ("outputs_hidden", "source_hidden")}
 """What folds in JupyterLab where a tag folds it on the site."""
 NOT_IN_FORM = {
-    "06_finetune_last_layer",
     "07_unfreeze_step_by_step", "08_past_one_machine",
 }  # fmt: skip
 """Lessons that do not have the form of one yet: see `form_faults`."""

@@ -2,91 +2,25 @@
 
 import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
 
 from helpers import freeze, watch
 from helpers.lessons import digits
-from helpers.lessons.exercises import Lesson, NotYet, kind, raises, run, table
+from helpers.lessons.exercises import Lesson, kind, raises, run, table
 
-lesson = Lesson()
+lesson = Lesson("finetune_last_layer")
 check, predict, progress = lesson.check, lesson.predict, lesson.progress
-
-lesson.prediction(
-    "still",
-    {
-        0: "The head was trained: its two entries at least have changed. Look which others did.",
-        2: "Those two the optimizer moved. The others moved in the forward pass: look at their names.",
-        26: "Each of the 12 BatchNorm layers has three entries that move: the count of batches is one, too.",
-        36: "Those are the entries of the BatchNorm layers. The head was trained as well.",
-        74: "The weights of the frozen layers stood still: look which names are not among those that moved.",
-        12: "One entry for each BatchNorm layer? Each has three that move, and the head was trained too.",
-    },
-    otherwise="Three entries of each of the 12 BatchNorm layers move, and the two of the head that was trained.",
-)
-lesson.prediction(
-    "no-grad",
-    {
-        0: "no_grad switches off what is recorded for backward. The statistics move without backward.",
-        2: "Nothing trained the head here: look which entries a forward pass alone changes.",
-        24: "The count of batches is an entry as well: three for each of the 12 layers.",
-        38: "Without a backward and a step the head stands still: only a forward pass was run.",
-        12: "One entry for each BatchNorm layer? Each has three: mean, variance and count of batches.",
-    },
-    otherwise="Only a forward pass was run: look which entries of the 12 BatchNorm layers it changes.",
-)
-lesson.prediction(
-    "mend",
-    {
-        0: "eval() switches off no gradient. The head got its own, and the optimizer moved it.",
-        36: "In eval mode a BatchNorm layer reads its statistics and does not write them; the head is trained.",
-        38: "The mode decides whether the statistics move, and this one word was changed.",
-    },
-    otherwise="In eval mode no statistics move; the optimizer moves what the head has.",
-)
-lesson.prediction(
-    "audit",
-    {
-        (True, True): "An optimizer keeps the parameters that it was given. Which head was there when it was built?",
-        (False, False): "The new head asks for a gradient and the loss is computed from it, so it gets one.",
-        (False, True): "It is the other way round: the gradient comes from backward, the move from the optimizer.",
-    },
-)
-lesson.prediction(
-    "runs",
-    {
-        (True, True): "The frozen features were made for other digits: with many images, own ones are better.",
-        (False, False): "With 25 images a whole network is hard to train; a head on ready features is easy.",
-        (False, True): "It is the other way round: the more images, the less the ready features are worth.",
-    },
-)
-lesson.prediction(
-    "resnet-moves",
-    {
-        (2, 2): "Only fc was trained, but in train mode every BatchNorm layer moves its running statistics.",
-        (62, 0): "Eval mode does not stop training: the two entries of fc move.",
-        (60, 0): "You left out fc, which was trained both times.",
-        (60, 2): "In train mode the two entries of fc moved as well, on top of the 60.",
-        (62, 62): "Eval mode keeps the running statistics of every BatchNorm layer as they are.",
-        (42, 2): "Three entries of each BatchNorm layer move: the count of batches is one, too.",
-        (22, 2): "Of each BatchNorm layer not one entry moves but three: mean, variance and count of batches.",
-        (122, 2): "No weight of the frozen layers moves: train mode is not what trains them.",
-    },
-    otherwise="20 BatchNorm layers with three entries each, in train mode only; and fc, which is trained each time.",
-)
 
 LOWEST = 0.65
 """The accuracy that a new head must reach; right solutions have 0.72 and more."""
 
 
-@lesson.exercise(
-    "which-entries-move",
-    follows="An optimizer moves a parameter that it holds, if it finds a gradient. A forward pass in train mode moves "
-    "running statistics. Ask both questions of every part that is meant to be frozen.",
-)
+@lesson.exercise("which-entries-move")
 def which_entries_move(answer):
     pretrained, images = digits.pretrained(), torch.rand(4, 1, 28, 28)
 
@@ -109,35 +43,12 @@ def which_entries_move(answer):
             optimizer.step()
         return entry in seen.changed
 
-    beliefs = {
-        ("train(): bn1.weight", True): "The weight of a BatchNorm layer is a parameter: frozen, it gets no gradient.",
-        ("train(): bn1.running_var", False): "No flag reaches a buffer: in train mode the forward pass moves it.",
-        ("eval(): fc.weight", False): "Eval mode switches off no gradient: the head is trained in it, too.",
-        ("eval(), then train(): bn1.running_mean", False): "train() reaches every layer and undoes the eval() before.",
-        ("freeze, then train(): bn1.running_mean", True): "freeze() holds what it freezes in eval mode, whoever "
-        "calls train().",
-        ("old optimizer, eval(): fc.weight", True): "The optimizer was built before the new head, so it holds the old "
-        "one.",
-        ("all, decay, eval(): conv1.weight", True): "A frozen weight has no .grad, and what has none the optimizer "
-        "skips, with its weight decay.",
-        (
-            "old optimizer, eval(): fc.weight",
-            "raises",
-        ): "An optimizer does not notice that what it holds is used no more.",
-        ("all, decay, eval(): conv1.weight", "raises"): "SGD takes frozen parameters without an error, and skips them.",
-        ("flags last, eval(): fc.weight", False): "The new head was frozen too, so nothing asks. Does backward() pass?",
-        ("flags last, eval(): fc.weight", True): "The flags were turned off after the new head was there: it is frozen "
-        "with the rest.",
-    }
+    beliefs = lesson.beliefs("which-entries-move")
     rows = dict.fromkeys(row for row, _ in beliefs)
     table(answer, {row: raises(partial(moves, row)) for row in rows}, beliefs)
 
 
-@lesson.exercise(
-    "drifting-backbone",
-    follows="Now the backbone gives an image the same features in training and later, alone and among others. Whoever "
-    "shares it or has stored its features can go on.",
-)
+@lesson.exercise("drifting-backbone")
 def drifting_backbone(answer):
     model = digits.pretrained().requires_grad_(False)
     model.fc = nn.Linear(64, 5)
@@ -148,37 +59,52 @@ def drifting_backbone(answer):
     run(answer, model, torch.optim.SGD(model.fc.parameters(), lr=0.1), batches)
     _same_data(batches, handed)
     _nothing_else_moved(model, started)
+    if trainable := [name for name in _trainable(model) if not name.startswith("fc.")]:
+        raise lesson.not_yet("unfrozen", number=len(trainable), first=trainable[0])
     head = dict(_head(model).named_parameters())
     if head.keys() != {"weight", "bias"}:
-        raise NotYet("The head that was handed over is to be trained, and to be model.fc in the end as well.")
-    for mode, epochs, reason in (
-        (False, 2, ""),
-        (
-            True,
-            2,
-            "The entries of the backbone stand still. But the head learned from other features than it will be used "
-            "with: the BatchNorm layers normalized by the batch at hand. momentum and track_running_stats change what "
-            "a layer keeps; look for what makes it use what it has.",
-        ),
-        (False, 0, "The backbone stands still, and so does the head: it is to be trained."),
-        (False, 1, "The backbone stands still, but the head has learned for one epoch of the two."),
-    ):
+        raise lesson.not_yet("other-head")
+    for mode, epochs, key in ((False, 2, ""), (True, 2, "batch"), (False, 0, "no-step"), (False, 1, "one-epoch")):
         wanted = _trained_head(started, handed, mode, epochs)
         if all(torch.allclose(head[name], wanted[name], 1e-3, 1e-5) for name in wanted):
-            if reason:
-                raise NotYet(reason)
+            if key:
+                raise lesson.not_yet(key)
             return _same_features(model, started)
-    raise NotYet(
-        "The backbone stands still, but the head is not the one that two epochs give: one step of the optimizer that "
-        "was handed over for each batch, in their order, on the features of the backbone in eval mode."
-    )
+    raise lesson.not_yet("other-training")
 
 
-@lesson.exercise(
-    "head-for-new-digits",
-    follows="A head, a hundred images and some steps: that is what a pretrained backbone is for. Since nothing else "
-    "moved, the old head still reads the old digits on it.",
-)
+@lesson.exercise("adapt-then-hold")
+def adapt_then_hold(answer):
+    backbone = digits.pretrained()
+    backbone.fc = nn.Identity()
+    images = 0.3 * torch.rand(50, 1, 28, 28) ** 2
+    started, handed, wanted = copy.deepcopy(backbone), images.clone(), _adapted(backbone, images)
+    run(answer, backbone, images)
+    _same_data([(images,)], [(handed,)])
+    if moved := [name for name in _changed(backbone, started) if name.endswith(("weight", "bias"))]:
+        raise lesson.not_yet("trained", first=moved[0])
+    far = [name for name, value in wanted.items() if not _near(backbone.state_dict()[name], value)]
+    if far and not _changed(backbone, started):
+        raise lesson.not_yet("as-before")
+    if far:
+        raise lesson.not_yet("not-there-yet", number=len(far), all=len(wanted), first=far[0])
+    if trainable := _trainable(backbone):
+        raise lesson.not_yet("unfrozen", number=len(trainable), first=trainable[0])
+    now = copy.deepcopy(backbone.state_dict())
+    with torch.no_grad():
+        backbone.train()
+        one = torch.linspace(0, 1, 784).reshape(1, 1, 28, 28)
+        alone, among = backbone(torch.cat([one, one]))[0], backbone(torch.cat([one, images]))[0]
+    if any(not torch.equal(value, now[name]) for name, value in backbone.state_dict().items()):
+        raise lesson.not_yet("moves-again")
+    if not torch.allclose(alone, among, 1e-4, 1e-6):
+        raise lesson.not_yet("by-the-batch")
+    reference = copy.deepcopy(started)
+    reference.load_state_dict(now)
+    _same_features(backbone, reference)
+
+
+@lesson.exercise("head-for-new-digits")
 def head_for_new_digits(answer):
     model = digits.pretrained()
     train, test = digits.few(20, classes=(9, 8, 7, 6, 5), seed=1)
@@ -188,29 +114,36 @@ def head_for_new_digits(answer):
     _nothing_else_moved(model, started)
     before, now = started.fc.state_dict(), _head(model).state_dict()
     if before.keys() == now.keys() and all(torch.equal(before[name], now[name]) for name in now):
-        if isinstance(given, nn.Module) and given is not model:
-            raise NotYet("The model that was given is as it was. Change it, and not a copy of it.")
-        raise NotYet("The model that was given still has its old head, and nothing moved.")
+        raise lesson.not_yet("a-copy" if isinstance(given, nn.Module) and given is not model else "old-head")
     if not all(torch.equal(before[name], value) for name, value in old_head.state_dict().items()):
-        raise NotYet(
-            "The old head was trained in place of a new one, and reads the old digits no more. Assign a new layer to "
-            "model.fc, and train that."
-        )
+        raise lesson.not_yet("old-head-trained")
+    if not any(True for _ in model.fc.parameters()):
+        raise lesson.not_yet("no-parameters")
     if not all(torch.isfinite(value).all() for value in now.values()):
-        raise NotYet("The head holds numbers that are not finite: the steps are too large, so take a smaller lr.")
+        raise lesson.not_yet("not-finite")
     _same_features(model, started)
-    run(model, test.tensors[0][:1])  # a head that does not fit is told in its own words
-    order = torch.randperm(len(test))  # the images lie in the order of the digits
-    reads = digits.accuracy(model, TensorDataset(*test[order]))
-    told = f"it reads {round(reads * len(test))} of {len(test)} other images, and {LOWEST:.0%} are wanted"
-    if reads < 0.35:
-        raise NotYet(
-            f"The model guesses: {told}. Either the head that is in the model now was not trained (an optimizer keeps "
-            "the parameters that it was given when it was built), or the steps were few or small, or labels and "
-            "scores do not fit."
-        )
-    if reads < LOWEST:
-        raise NotYet(f"Nothing else moved. But {told}: take more steps, or others in size.")
+    with _in_eval_mode(model):
+        run(model, test.tensors[0][:1])  # a head that does not fit is told in its own words
+        order = torch.randperm(len(test))  # the images lie in the order of the digits
+        images, labels = test[order]
+        with torch.no_grad():
+            right = int((model(images).argmax(1) == labels).sum())
+    if right < LOWEST * len(test):
+        key = "guesses" if right < 0.35 * len(test) else "too-few"
+        raise lesson.not_yet(key, right=right, all=len(test), wanted=f"{LOWEST:.0%}")
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode, without a call of ``train``, which an answer may have overridden."""
+    modes = [(part, part.training) for part in model.modules()]
+    for part, _ in modes:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def _same_data(batches, handed):
@@ -218,72 +151,67 @@ def _same_data(batches, handed):
         (new, old) for one, other in zip(batches, handed, strict=False) for new, old in zip(one, other, strict=True)
     ]
     if len(batches) != len(handed) or not all(torch.equal(new, old) for new, old in pairs):
-        raise NotYet("The images or labels that were given have changed: work on copies of them.")
+        raise lesson.not_yet("data")
 
 
 def _head(model):
     if not isinstance(head := getattr(model, "fc", None), nn.Module):
-        raise NotYet(f"In the end model.fc is to be the trained head, and it is {kind(head)}: put the head back.")
+        raise lesson.not_yet("no-head", kind=kind(head))
     return head
 
 
-def _moved_outside_head(model, started):
-    """The entries that changed, came or went, but for those of ``fc``."""
+def _trainable(model):
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _changed(model, started):
+    """The entries outside ``fc`` that changed; none may have come or gone."""
     before, now = started.state_dict(), model.state_dict()
     names = [name for name in dict.fromkeys([*before, *now]) if not name.startswith("fc.")]
     if gone := [name for name in names if name not in before or name not in now]:
-        raise NotYet(
-            f"Entries of the state_dict came or went: {', '.join(gone[:3])}. Keep the layers of the backbone and their "
-            "buffers."
-        )
+        raise lesson.not_yet("came-or-went", names=", ".join(gone[:3]))
     return [name for name in names if not torch.equal(before[name], now[name])]
 
 
 def _nothing_else_moved(model, started):
-    moved = _moved_outside_head(model, started)
-    _no_others_moved([name for name in moved if name.endswith(("weight", "bias"))])
-    if any("running" in name or "num_batches" in name for name in moved):
-        _tell_drift(model, moved)
-    _no_others_moved(moved)
+    moved = _changed(model, started)
+    if parameters := [name for name in moved if name.endswith(("weight", "bias"))]:
+        raise lesson.not_yet("parameters-moved", number=len(parameters), first=parameters[0])
+    if not moved:
+        return
+    if all(name.endswith("num_batches_tracked") for name in moved):
+        raise lesson.not_yet("counts-moved", number=len(moved))
+    layers = {name.rpartition(".")[0] for name in moved}
+    norms = [name for name, part in model.named_modules() if isinstance(part, nn.BatchNorm2d)]
+    unchanged = [name for name in norms if name not in layers]
+    key = "some-statistics-moved" if unchanged else "statistics-moved"
+    raise lesson.not_yet(key, number=len(moved), first=moved[0], layer=unchanged[0] if unchanged else "")
 
 
 def _same_features(model, started):
     """A hook or a setting such as ``eps`` is in no entry, and changes the features all the same."""
     features = []
     for one in (model, started):
-        twin = copy.deepcopy(one).eval()
+        twin = copy.deepcopy(one)
         twin.fc = nn.Identity()
-        with torch.no_grad():
+        with _in_eval_mode(twin), torch.no_grad():
             features.append(twin(torch.linspace(0, 1, 2 * 784).reshape(2, 1, 28, 28)))
     if features[0].shape != features[1].shape or not torch.allclose(*features, 1e-4, 1e-6):
-        raise NotYet("No entry moved, but the backbone gives other features: a setting or a hook was left in it.")
+        raise lesson.not_yet("other-features")
 
 
-def _tell_drift(model, moved):
-    if all(name.endswith("num_batches_tracked") for name in moved):
-        raise NotYet(
-            f"{len(moved)} entries moved, the counts of batches. So the BatchNorm layers were in train mode: "
-            "momentum=0 keeps their averages, and they still normalize by the batch at hand."
-        )
-    layers = {name.rpartition(".")[0] for name in moved if "running" in name or "num_batches" in name}
-    norms = [name for name, part in model.named_modules() if isinstance(part, nn.BatchNorm2d)]
-    if still := [name for name in norms if name not in layers]:
-        raise NotYet(
-            f"{still[0]} stands still now, but {len(moved)} entries moved, {moved[0]} first. There are norm layers in "
-            "every block; named_modules() and modules() reach them all."
-        )
-    raise NotYet(
-        f"{len(moved)} entries moved that should not, {moved[0]} first. They are buffers, so neither a flag nor an "
-        "optimizer stops them: look at the mode in which each forward pass is run."
-    )
+def _adapted(backbone, images):
+    """The running statistics that these images give, by name."""
+    twin = copy.deepcopy(backbone).train()
+    with torch.no_grad():
+        for _ in range(100):
+            twin(images)
+    return {name: value for name, value in twin.state_dict().items() if "running" in name}
 
 
-def _no_others_moved(moved):
-    if moved:
-        raise NotYet(
-            f"Outside fc moved: {len(moved)}, {moved[0]} among them. A parameter moves if it gets a gradient "
-            "and the optimizer holds it."
-        )
+def _near(value, wanted):
+    """Within a tenth of what they are on the whole: averages of smaller batches scatter."""
+    return value.shape == wanted.shape and bool((value - wanted).norm() <= 0.1 * wanted.norm())
 
 
 def _trained_head(started, batches, mode, epochs):
