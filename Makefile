@@ -61,6 +61,10 @@ dist: .venv/ready ## build the wheel and the source archive in build/dist, and c
 	$(PY) -m pip install --quiet 'build>=1.2,<2' 'twine>=6,<8'
 	$(PY) -m tests.tools.handed_out
 
+week: .venv/ready ## play a learner's week, from a fresh clone and from the wheel: start, guess, answer, update
+	$(PY) -m pip install --quiet 'build>=1.2,<2'
+	$(PY) -m tests.tools.week
+
 weights: .venv/ready ## pretrain the small network of helpers.lessons.digits again
 	$(PY) -m helpers.lessons.digits
 
@@ -79,4 +83,4 @@ endif
 	$(PY) -m pip install --editable '.[site]'
 	@touch $@
 
-.PHONY: help lab test quick test-lab site test-site save lint stable matrix mutate mutate-helpers bench dist weights
+.PHONY: help lab test quick test-lab site test-site save lint stable matrix mutate mutate-helpers bench dist week weights

@@ -316,7 +316,7 @@ def test_the_start_page_says_what_is_right_what_is_left_and_what_is_next(folder,
     progress.record("one", "b", "right")
     rows, last = shown(page)
     assert rows == [["1 of 5", "25 |"], ["0 of 1", "20 |"]], "two guesses of three ventured: 10 of 30 minutes to read"
-    task = "[Task x: (now)](01_one.ipynb#Task-x:-%28now%29), about 5 minutes, in lesson [01 one](01_one.ipynb)"
+    task = "[Task x: (now)](01_one.ipynb#Task-x:-(now)), about 5 minutes, in lesson [01 one](01_one.ipynb)"
     assert last == f"**1 of 6 right**, about 45 minutes left. Next: {task}."
     progress.record("one", "x", "right")
     progress.record("one", "y", "not yet")

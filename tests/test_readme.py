@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from conftest import differ
+from helpers.lessons import overview
 from tests.tools import lessons, matrix
 
 README = Path(__file__).parent.parent / "README.md"
@@ -44,7 +45,7 @@ def test_the_index_links_to_sections_that_are_there():
         cells = lessons.read(lessons.FOLDER / file)["cells"]
         headings = re.findall(r"^##+ (.*)$", "\n\n".join(cell["source"] for cell in cells), re.M)
         assert file.startswith(number) and section in headings, (file, section)
-        place = lessons.place(section)
+        place = overview.place(section)
         assert row == f"[{number}]({file}) | [{section}]({file}#{place})"
         assert "%" not in place, f"JupyterLab does not find {section}"
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from helpers.lessons import files, merging, progress
 
@@ -59,9 +60,9 @@ def _lesson(file: str, cells: list[merging.Cell]) -> Lesson:
             heading = next(reversed(re.findall(r"^#{1,6} (.+)", text, re.M)), heading)
         elif (name := str(cell.get("id"))).startswith("answer-"):
             minutes = re.search(r"^# .*about (\d+) minute", source)
-            exercises[name.removeprefix("answer-")] = Task(heading, _link(file, heading), _number(minutes))
+            exercises[name.removeprefix("answer-")] = Task(heading, f"{file}#{place(heading)}", _number(minutes))
         elif asked := re.search(r'^predict\("([^"]+)"', source, re.M):
-            predictions[asked[1]] = Task(heading, _link(file, heading))
+            predictions[asked[1]] = Task(heading, f"{file}#{place(heading)}")
     whole = _number(re.search(r"About (\d+) minutes", title))
     return Lesson(file, question[1] if question else "", whole, exercises, predictions)
 
@@ -70,10 +71,9 @@ def _number(found: re.Match[str] | None) -> int:
     return int(found[1]) if found else 0
 
 
-def _link(file: str, heading: str) -> str:
-    """A link to a heading as JupyterLab and the site want it."""
-    words = heading.strip().replace("`", "").replace(" ", "-")
-    return f"{file}#{words.replace('(', '%28').replace(')', '%29')}"
+def place(heading: str) -> str:
+    """A heading in a link. JupyterLab compares it as it stands: no link reaches a heading with what is encoded here."""
+    return quote(heading.strip().replace("`", "").replace(" ", "-"), safe=";,/?:@&=+$!~*'()")
 
 
 def left(lesson: Lesson, stands: Mapping[str, str]) -> int:

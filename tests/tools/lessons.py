@@ -12,7 +12,6 @@ import tempfile
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from urllib.parse import quote
 
 import nbformat
 from nbclient import NotebookClient
@@ -64,16 +63,6 @@ def lesson_of(solution: Path) -> Path:
 
 def solution_of(lesson: Path) -> Path:
     return lesson.parent / "solutions" / f"{lesson.name[:2]}_solutions.ipynb"
-
-
-def anchor(heading: str) -> str:
-    """The fragment by which JupyterLab finds a heading."""
-    return heading.replace(" ", "-")
-
-
-def place(heading: str) -> str:
-    """The same in a link. JupyterLab compares it as it stands: no link reaches a heading with what is encoded here."""
-    return quote(anchor(heading.replace("`", "")), safe=";,/?:@&=+$!~*'()")
 
 
 def canonical(notebook: dict) -> dict:
