@@ -22,7 +22,7 @@ exclude_patterns = ["docs/contents.md", ".*", "**/.*", "build"]
 suppress_warnings = ["myst.header"]
 # A link to a section is written as JupyterLab wants it, with the words of the heading: notebooks/INDEX.md.
 myst_heading_anchors = 3
-myst_heading_slug_func = "tests.tools.lessons.anchor"
+myst_heading_slug_func = "helpers.lessons.overview.anchor"
 nb_execution_mode = "off"  # shown are the stored outputs, which `make test` compares
 default_role = "py:obj"  # `freeze` in a docstring is a link
 html_theme = "sphinx_book_theme"
@@ -68,7 +68,9 @@ def write_rule_pages(app):
 def append_contents(app, docname, source):
     """Sphinx wants the list of all pages in the first one, and on its own the README has no use for it."""
     if docname == root_doc:
-        source[0] += Path(app.confdir, "contents.md").read_text("utf-8")
+        listed = (f"{one.file[:2]} {one.question} <notebooks/{one.file}>" for one in overview.lessons(lessons.FOLDER))
+        contents = Path(app.confdir, "contents.md").read_text("utf-8")
+        source[0] += overview.filled(contents, {"lessons": "\n".join(listed)}).replace("<!-- lessons -->\n", "")
 
 
 def list_lessons(app, docname, source):

@@ -71,9 +71,14 @@ def _number(found: re.Match[str] | None) -> int:
     return int(found[1]) if found else 0
 
 
+def anchor(heading: str) -> str:
+    """The fragment by which JupyterLab and the site find a heading."""
+    return heading.strip().replace("`", "").replace(" ", "-")
+
+
 def place(heading: str) -> str:
-    """A heading in a link. JupyterLab compares it as it stands: no link reaches a heading with what is encoded here."""
-    return quote(heading.strip().replace("`", "").replace(" ", "-"), safe=";,/?:@&=+$!~*'()")
+    """The same in a link. JupyterLab compares it as it stands: no link reaches a heading with what is encoded here."""
+    return quote(anchor(heading), safe=";,/?:@&=+$!~*'()")
 
 
 def left(lesson: Lesson, stands: Mapping[str, str]) -> int:
