@@ -61,6 +61,9 @@ dist: .venv/ready ## build the wheel and the source archive in build/dist, and c
 	$(PY) -m pip install --quiet 'build>=1.2,<2' 'twine>=6,<8'
 	$(PY) -m tests.tools.handed_out
 
+click: .venv/ready ## run every state of the network that is frozen with a click, and write its page and picture
+	$(PY) -m tests.tools.click
+
 week: .venv/ready ## play a learner's week, from a fresh clone and from the wheel: start, guess, answer, update
 	$(PY) -m pip install --quiet 'build>=1.2,<2'
 	$(PY) -m tests.tools.week
@@ -83,4 +86,4 @@ endif
 	$(PY) -m pip install --editable '.[site]'
 	@touch $@
 
-.PHONY: help lab test quick test-lab site test-site save lint stable matrix mutate mutate-helpers bench dist week weights
+.PHONY: help lab test quick test-lab site test-site save lint stable matrix mutate mutate-helpers bench dist click week weights

@@ -11,7 +11,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from helpers.auditing import RULES
 from helpers.lessons import overview
-from tests.tools import lessons, matrix
+from tests.tools import click, lessons, matrix
 
 project = "Who gets a gradient?"
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
@@ -73,6 +73,18 @@ def append_contents(app, docname, source):
         source[0] += overview.filled(contents, {"lessons": "\n".join(listed)}).replace("<!-- lessons -->\n", "")
 
 
+def place_network(app, docname, source):
+    """The network that is frozen with a click, on a page of its own and on the first page. Others link to the first."""
+    source[0] = source[0].replace(f"({click.PAGE.name})", "(../docs/click.md)")
+    if docname in (root_doc, "docs/click"):
+        shown = f"```{{raw}} html\n{click.fragment(click.stored())}```\n"
+        if docname == root_doc:
+            shown = f"## A network you can freeze with a click\n\n{shown}\n"
+            source[0] = source[0].replace("## Two commands", f"{shown}## Two commands", 1)
+        else:
+            source[0] += shown
+
+
 def list_lessons(app, docname, source):
     """The start page has a marked place for the lessons. In a learner's copy it also says what they have done."""
     if docname == "notebooks/START":
@@ -119,6 +131,7 @@ def setup(app):
     app.add_directive("audit-rules", AuditRules)
     app.connect("builder-inited", write_rule_pages)
     app.connect("source-read", append_contents)
+    app.connect("source-read", place_network)
     app.connect("source-read", list_lessons)
     app.connect("source-read", say_when_it_was_run)
     app.connect("doctree-read", leave_answers_out_of_the_search)

@@ -84,7 +84,9 @@ def run(name: str, setting: str) -> list[str]:
     if "OMP_NUM_THREADS" in SETTINGS[setting]:
         command += ["-n", "0"]  # two workers of two threads would be too many for two cores: cells take too long
     start = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | SETTINGS[setting], capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | SETTINGS[setting] | {"EVERY_STATE": "1"}, capture_output=True, text=True
+    )
     seconds = time.monotonic() - start
     log = build / f"{name}, {setting}.log"
     log.parent.mkdir(parents=True, exist_ok=True)

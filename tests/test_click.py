@@ -1,0 +1,172 @@
+"""The network that is frozen with a click shows what torch does, and can be used by whoever comes."""
+
+import json
+import os
+import random
+
+import pytest
+
+from tests.tools import click
+from tests.tools.site import CHROMIUM, FLAGS
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium (Debian: apt-get install chromium)")
+DATA = click.stored()
+EVERY = list(click.states())
+SAMPLE = EVERY if os.environ.get("EVERY_STATE") else random.Random(0).sample(EVERY, 32)  # make matrix: all of them
+
+
+def test_what_is_stored_is_what_torch_does_now():
+    wrong = []
+    for state in SAMPLE:
+        now = json.loads(json.dumps(click.encoded(iter([click.look(state)]))))
+        if click.resolved(now, 0) != click.resolved(DATA, state.number):
+            wrong.append((state, click.resolved(now, 0)))
+    assert not wrong, "run: make click"
+
+
+def test_every_state_has_its_place_and_the_story_tells_what_is_so():
+    assert [state.number for state in EVERY] == list(range(512)) == list(range(len(DATA["states"])))
+    shown = [[click.resolved(DATA, click.of(*state).number) for state in step[3:]] for step in click.STEPS]
+    gets = [[dict(zip(click.ROWS, gradient, strict=True)) for gradient, *_ in pair] for pair in shown]
+    keeps = [[float(kept[0]) for _, _, kept, *_ in pair] for pair in shown]
+    moves = [[dict(zip(click.ROWS, moved, strict=True)) for _, _, _, moved, *_ in pair] for pair in shown]
+    flops = [[float(one[5]) for one in pair] for pair in shown]
+    assert [name for name in click.SWITCHED if not gets[0][1][name]] == ["conv1"] and keeps[0] == [394.5, 345.5]
+    assert gets[1][1]["conv1"] and gets[1][1]["bn"] and not gets[1][1]["conv2"] and keeps[1][0] == keeps[1][1]
+    assert 0.6 < flops[1][1] / flops[1][0] < 0.7
+    assert moves[2][1]["bn"] == "changes running_mean, running_var, num_batches_tracked"
+    assert not any(shown[2][1][2][1][: click.ROWS.index("fc1")]), "nothing is kept for the frozen part"
+    assert [name for name, told in moves[3][1].items() if told] == ["fc1", "fc2"] and shown[3][1][6] == 0
+    assert all(gets[4][1][name] for name in click.SWITCHED) and keeps[4][1] == keeps[0][0]
+    assert [name for name, told in moves[4][1].items() if told] == ["bn", "fc2"]
+
+
+def test_the_page_is_made_of_its_parts_and_asks_for_nothing_elsewhere():
+    text = click.PAGE.read_text("utf-8")
+    assert text == click.page(DATA), "run: make click"
+    assert len(text.encode()) < 150_000
+    assert not [word for word in ("http:", "https:", "src=", "url(", "@import", "fetch(") if word in text]
+
+
+@pytest.fixture
+def opened(tmp_path):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: install the extra 'ci'")
+    with sync_api.sync_playwright() as playwright:
+        env = os.environ | {"XDG_CONFIG_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, env=env)
+        complaints = []
+
+        def opened(address="", **settings):
+            page = browser.new_context(**settings).new_page()
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("request", lambda asked: asked.url.startswith("file:") or complaints.append(asked.url))
+            page.goto(click.PAGE.as_uri() + address)
+            return page
+
+        yield opened
+        assert complaints == []
+        browser.close()
+
+
+def seen(page):
+    """What the page shows, in the form in which it is stored."""
+    rows = page.locator(".live ol.net > li")
+    part = lambda name: [text.strip() for text in rows.locator(f".{name}").all_inner_texts()]  # noqa: E731
+    got = [click.WORDS["gradient"][1] in text for text in part("gradient")]
+    passed = [text == click.WORDS["passed"][1] for text in part("passed")]
+    widths = [int(style[len("width:") :].strip(" ;%")) for style in rows.locator(".bar").evaluate_all(
+        "bars => bars.map(bar => bar.getAttribute('style'))")]  # fmt: skip
+    total, flops = page.locator(".live .total").inner_text(), page.locator(".live .flops").inner_text()
+    told = page.locator(".live .told div").all_inner_texts()
+    equal = page.locator(".live .equal").inner_text()
+    failed = page.locator(".live .told-of").inner_text()
+    return [
+        list(map(int, got)),
+        list(map(int, passed)),
+        [total.split()[0], part("size"), widths],
+        part("moved"),
+        [line for line in told if line != click.WORDS["silent"]],
+        flops.split()[0],
+        click.WORDS["equal"].index(equal),
+        click.WORDS["told"].index(failed),
+    ]
+
+
+def is_shown(page, state):
+    assert seen(page) == click.resolved(DATA, state.number)
+    flags = [button.get_attribute("aria-checked") == "true" for button in page.get_by_role("switch").all()]
+    assert flags == [name in state.trainable for name in click.SWITCHED]
+
+
+@needs_chromium
+@pytest.mark.parametrize("settings", [{}, {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}])
+def test_the_story_shows_each_state_and_its_answer_waits(opened, settings):
+    page = opened(**settings)
+    for number, (title, _, answer, before, after) in enumerate(click.STEPS, 1):
+        page.get_by_role("button", name=f"{number}. {title}").click()
+        is_shown(page, click.of(*before))
+        told = page.locator(".step:not([hidden]) details p").first
+        assert page.locator(".step:not([hidden])").count() == 1 and not told.is_visible()
+        page.locator(".step:not([hidden]) summary").click()
+        page.wait_for_function("address => location.hash === address", arg=click.of(*after).address)
+        is_shown(page, click.of(*after))
+        assert told.inner_text() == answer.replace("**", "")
+    page.get_by_role("button", name="On your own").click()
+    assert page.locator(".step:not([hidden])").count() == 0 and page.get_by_text(click.FREE).is_visible()
+    sideways = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(sideways) <= 0
+
+
+@needs_chromium
+def test_every_switch_works_by_keyboard_and_each_change_is_told(opened):
+    page = opened()
+    page.locator("body").press("Tab")
+    for _ in range(40):
+        focused = page.evaluate("document.activeElement.textContent")
+        if focused.startswith("conv2"):
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    is_shown(page, click.of("11011", "train", "no", "flags"))
+    said = page.get_by_role("status").inner_text()
+    assert "With a gradient: conv1, BatchNorm, fc1, fc2." in said and "394.5 KiB" in said and "no findings" in said
+    page.get_by_label("eval()").focus()
+    page.keyboard.press("Space")
+    page.get_by_label("by helpers.freeze()").focus()
+    page.keyboard.press("Space")
+    is_shown(page, click.of("11011", "eval", "no", "freeze"))
+    assert page.get_by_role("status").inner_text() != said
+
+
+@needs_chromium
+def test_an_address_is_a_state(opened):
+    for state in random.Random(1).sample(EVERY, 12):
+        is_shown(opened(state.address), state)
+    is_shown(opened("#11111-train-no-magic"), click.of(*click.STEPS[0][3]))
+    page = opened(EVERY[7].address)
+    page.evaluate(f"location.hash = {json.dumps(EVERY[99].address)}")
+    page.wait_for_timeout(100)
+    is_shown(page, EVERY[99])
+
+
+@needs_chromium
+def test_without_javascript_the_story_is_there_in_pictures_and_words(opened):
+    page = opened(java_script_enabled=False)
+    assert page.locator(".live").is_hidden() and page.locator(".steps").is_hidden()
+    steps = page.locator(".step")
+    assert steps.count() == len(click.STEPS)
+    steps.nth(2).locator("summary").click()
+    pictures = steps.nth(2).locator("ol.net")
+    assert pictures.count() == 2 and pictures.nth(1).is_visible()
+    assert "changes running_mean, running_var, num_batches_tracked" in pictures.nth(1).inner_text()
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(opened, scheme):
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe is missing: install the extra 'site'"
+    )
+    page = opened("#00011-train-no-flags", color_scheme=scheme)
+    found = axe.Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
