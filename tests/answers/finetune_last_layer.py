@@ -161,7 +161,7 @@ def first_norm_only(model, optimizer, batches):
         epochs(model, optimizer, batches, 1)
 
 
-@wrong("drifting-backbone", "momentum=0 keeps their averages")
+@wrong("drifting-backbone", "kept by momentum=0 or put back")
 def momentum_zero(model, optimizer, batches):
     """A BatchNorm layer without momentum is frozen."""
     for part in model.modules():
@@ -383,7 +383,7 @@ def frozen_last(model, train):
     steps(model, *train.tensors, torch.optim.SGD(model.fc.parameters(), lr=1e-2, momentum=0.9), 60)
 
 
-@wrong("head-for-new-digits", "take more steps, or others in size")
+@wrong("head-for-new-digits", "Either take more steps, or others in size")
 def too_few(model, train):
     """A head on ready features is trained in a few steps of any size."""
     freeze(model)
@@ -705,3 +705,250 @@ def the_class_patched(model, train):
     model.requires_grad_(False)
     model.fc = nn.Linear(64, 5)
     steps(model.train(), *train.tensors, torch.optim.Adam(model.fc.parameters(), lr=1e-2), 60)
+
+
+wrong("which-entries-move", 'takes True, False or "raises"')(
+    MOVES | {"flags last, eval(): fc.weight": RuntimeError}, "An error is written as its class."
+)
+
+
+def norms(model):
+    return [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+
+
+@wrong("drifting-backbone", "momentum of bn1 was 0.1 and is 0.0")
+def eval_mode_and_momentum_left(model, optimizer, batches):
+    """To be on the safe side I switch off everything."""
+    for part in norms(model):
+        part.momentum = 0.0
+    model.eval()
+    epochs(model, optimizer, batches)
+
+
+@wrong("drifting-backbone", "track_running_stats of bn1 was True and is False")
+def eval_mode_and_tracking_off(model, optimizer, batches):
+    """What is not used in eval mode may be what it is."""
+    for part in norms(model):
+        part.track_running_stats = False
+    model.eval()
+    epochs(model, optimizer, batches)
+
+
+@wrong("drifting-backbone", "a hook is left in the model itself")
+def hook_that_stays(model, optimizer, batches):
+    """A hook is the way to have eval mode before each forward pass, for ever."""
+    model.register_forward_pre_hook(lambda module, inputs: module.eval() and None)
+    model.train()
+    epochs(model, optimizer, batches)
+
+
+@right("drifting-backbone")
+def hook_that_goes(model, optimizer, batches):
+    handle = model.register_forward_pre_hook(lambda module, inputs: module.eval() and None)
+    model.train()
+    epochs(model, optimizer, batches)
+    handle.remove()
+
+
+@wrong("drifting-backbone", "not another one with its numbers")
+def a_copy_of_the_trained_head(model, optimizer, batches):
+    """A layer with the same numbers is the same layer."""
+    model.eval()
+    epochs(model, optimizer, batches)
+    model.fc = copy.deepcopy(model.fc)
+
+
+@wrong("drifting-backbone", "or put back afterwards")
+def averages_put_back(model, optimizer, batches):
+    """The running statistics are a mean and a variance."""
+    before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
+    model.train()
+    epochs(model, optimizer, batches)
+    model.load_state_dict(before, strict=False)
+
+
+@wrong("drifting-backbone", "and one before them")
+def blocks_only(model, optimizer, batches):
+    """The norm layers are in the blocks."""
+    for _ in range(2):
+        model.train()
+        for part in (model.layer1, model.layer2, model.layer3, model.layer4):
+            part.eval()
+        epochs(model, optimizer, batches, 1)
+
+
+@right("drifting-backbone")
+def another_class(model, optimizer, batches):
+    class HeadOnly(type(model)):
+        def train(self, mode=True):
+            super().train(False)
+            self.fc.train(mode)
+            return self
+
+    model.__class__ = HeadOnly
+    for _ in range(2):
+        epochs(model.train(), optimizer, batches, 1)
+
+
+@right("drifting-backbone")
+def all_features_in_one_pass(model, optimizer, batches):
+    head, model.fc = model.fc, nn.Identity()
+    with torch.inference_mode():
+        features = model.eval()(torch.cat([images for images, _ in batches]))
+    model.fc = head
+    parts = features.clone().split([len(images) for images, _ in batches])
+    epochs(head, optimizer, [(part, labels) for part, (_, labels) in zip(parts, batches, strict=True)])
+
+
+@right("adapt-then-hold")
+def an_average_over_all_batches(backbone, images):
+    for part in norms(backbone):
+        part.reset_running_stats()
+        part.momentum = None
+    with torch.inference_mode():
+        backbone(images)
+    freeze(backbone)
+
+
+@right("adapt-then-hold")
+def held_by_another_class(backbone, images):
+    class Held(type(backbone)):
+        def train(self, mode=True):
+            return super().train(False)
+
+    for _ in range(60):
+        backbone(images)
+    backbone.__class__ = Held
+    backbone.train().requires_grad_(False)
+
+
+@wrong("adapt-then-hold", "with None by ever less")
+def an_average_that_remembers(backbone, images):
+    """momentum=None takes the average of the images that come now."""
+    for part in norms(backbone):
+        part.momentum = None
+    many_passes(backbone, images)
+
+
+@wrong("adapt-then-hold", "batches that are not too small")
+def one_by_one(backbone, images):
+    """An average is an average, in batches of any size."""
+    with torch.no_grad():
+        for _ in range(3):
+            for image in images.split(1):
+                backbone(image)
+    freeze(backbone)
+
+
+@wrong("adapt-then-hold", "see the images as they are")
+def to_brightened_images(backbone, images):
+    """The backbone knows bright images, so it gets bright ones."""
+    many_passes(backbone, images / 0.3)
+
+
+@wrong("adapt-then-hold", "not through a copy of it")
+def an_adapted_copy(backbone, images):
+    """A function should return a new model and leave the old one alone."""
+    backbone = copy.deepcopy(backbone)
+    many_passes(backbone, images)
+    return backbone
+
+
+@wrong("adapt-then-hold", "whatever train() says")
+def flags_and_eval_mode(backbone, images):
+    """freeze() with hold=False is eval() and flags."""
+    for _ in range(60):
+        backbone(images)
+    freeze(backbone.eval(), hold=False)
+
+
+@right("head-for-new-digits")
+def scaling_that_went_into_the_head(model, train):
+    freeze(model)
+    model.fc = nn.Identity()
+    features, labels = cache_features(model, DataLoader(train, batch_size=50)).tensors
+    mean, std = features.mean(0), features.std(0) + 1e-9
+    head = nn.Linear(64, 5)
+    steps(head, (features - mean) / std, labels, torch.optim.SGD(head.parameters(), lr=0.02, momentum=0.9), 300)
+    with torch.no_grad():
+        head.bias -= head.weight @ (mean / std)
+        head.weight /= std
+    model.fc = head
+
+
+@wrong("head-for-new-digits", "gets them as they are")
+def scaling_forgotten(model, train):
+    """A head that was trained on scaled features, as in the lesson, reads features."""
+    freeze(model)
+    model.fc = nn.Identity()
+    features, labels = cache_features(model, DataLoader(train, batch_size=50)).tensors
+    features = (features - features.mean(0)) / (features.std(0) + 1e-9)
+    model.fc = nn.Linear(64, 5)
+    steps(model.fc, features, labels, torch.optim.SGD(model.fc.parameters(), lr=0.02, momentum=0.9), 300)
+
+
+@wrong("head-for-new-digits", "it gets them as they are")
+def images_normalized(model, train):
+    """Images are normalized before training, by MNIST's mean and spread."""
+    freeze(model)
+    model.fc = nn.Linear(64, 5)
+    images, labels = train.tensors
+    steps(model, (images - 0.1307) / 0.3081, labels, torch.optim.Adam(model.fc.parameters(), lr=1e-2), 100)
+
+
+@wrong("head-for-new-digits", "no softmax before cross_entropy")
+def softmax_before_the_loss(model, train):
+    """cross_entropy takes probabilities."""
+    freeze(model)
+    model.fc = nn.Sequential(nn.Linear(64, 5), nn.Softmax(1))
+    steps(model, *train.tensors, torch.optim.SGD(model.fc.parameters(), lr=1e-2, momentum=0.9), 100)
+
+
+@wrong("head-for-new-digits", "came or went: old_fc.weight")
+def the_old_head_kept_in_the_model(model, train):
+    """The old head is kept beside the new one."""
+    model.old_fc = model.fc
+    as_in_the_lesson(model, train)
+
+
+@wrong("head-for-new-digits", "the new head belongs in its fc")
+def the_head_returned(model, train):
+    """What is trained is what is returned."""
+    model = copy.deepcopy(model)
+    as_in_the_lesson(model, train)
+    return model.fc
+
+
+@wrong("head-for-new-digits", "momentum of bn1 was 0.1 and is 0.0")
+def momentum_left(model, train):
+    """Two locks are better than one."""
+    as_in_the_lesson(model, train)
+    for part in norms(model):
+        part.momentum = 0.0
+
+
+@wrong("head-for-new-digits", "a hook is left in layer4")
+def hook_left_in_a_layer(model, train):
+    """A hook that only looks may stay."""
+    seen = []
+    model.layer4.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    as_in_the_lesson(model, train)
+
+
+@right("head-for-new-digits")
+def more_scores_than_digits(model, train):
+    freeze(model)
+    model.fc = nn.Linear(64, 10)
+    steps(model, *train.tensors, torch.optim.Adam(model.fc.parameters(), lr=1e-2), 100)
+
+
+@right("head-for-new-digits")
+def squares(model, train):
+    freeze(model)
+    model.fc = nn.utils.parametrizations.weight_norm(nn.Linear(64, 5))
+    images, labels = train.tensors
+    optimizer = torch.optim.Adam(model.fc.parameters(), lr=1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(images), nn.functional.one_hot(labels, 5).to(images.dtype)).backward()
+        optimizer.step()

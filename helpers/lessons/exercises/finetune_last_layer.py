@@ -55,21 +55,22 @@ def drifting_backbone(answer):
     model.bn1.running_mean += 0.01  # not the network that digits.pretrained() gives once more
     # Dim images, as in the lesson: what they do to running statistics is plain.
     batches = [(0.3 * torch.rand(size, 1, 28, 28), torch.arange(size) % 5) for size in (6, 5, 4, 3)]
-    started, handed = copy.deepcopy(model), copy.deepcopy(batches)
+    started, handed, own_head = copy.deepcopy(model), copy.deepcopy(batches), model.fc
     run(answer, model, torch.optim.SGD(model.fc.parameters(), lr=0.1), batches)
     _same_data(batches, handed)
     _nothing_else_moved(model, started)
     if trainable := [name for name in _trainable(model) if not name.startswith("fc.")]:
         raise lesson.not_yet("unfrozen", number=len(trainable), first=trainable[0])
-    head = dict(_head(model).named_parameters())
-    if head.keys() != {"weight", "bias"}:
+    if _head(model) is not own_head:
         raise lesson.not_yet("other-head")
+    head = dict(own_head.named_parameters())
     for mode, epochs, key in ((False, 2, ""), (True, 2, "batch"), (False, 0, "no-step"), (False, 1, "one-epoch")):
         wanted = _trained_head(started, handed, mode, epochs)
         if all(torch.allclose(head[name], wanted[name], 1e-3, 1e-5) for name in wanted):
             if key:
                 raise lesson.not_yet(key)
-            return _same_features(model, started)
+            _same_features(model, started)
+            return _same_settings(model, started)
     raise lesson.not_yet("other-training")
 
 
@@ -122,6 +123,7 @@ def head_for_new_digits(answer):
     if not all(torch.isfinite(value).all() for value in now.values()):
         raise lesson.not_yet("not-finite")
     _same_features(model, started)
+    _same_settings(model, started)
     with _in_eval_mode(model):
         run(model, test.tensors[0][:1])  # a head that does not fit is told in its own words
         order = torch.randperm(len(test))  # the images lie in the order of the digits
@@ -198,6 +200,22 @@ def _same_features(model, started):
             features.append(twin(torch.linspace(0, 1, 2 * 784).reshape(2, 1, 28, 28)))
     if features[0].shape != features[1].shape or not torch.allclose(*features, 1e-4, 1e-6):
         raise lesson.not_yet("other-features")
+
+
+def _same_settings(model, started):
+    """What changes nothing in eval mode, and does as soon as a layer is trained or a hook finds its time."""
+    before = dict(started.named_modules())
+    for name, part in model.named_modules():
+        if name.partition(".")[0] == "fc":
+            continue
+        layer = name or "the model itself"
+        if any(held for key, held in vars(part).items() if key.endswith("_hooks")):
+            raise lesson.not_yet("left-hook", layer=layer)
+        old = before.get(name)
+        for setting in ("momentum", "track_running_stats") if isinstance(old, nn.BatchNorm2d) else ():
+            was, now = getattr(old, setting), getattr(part, setting, None)
+            if was != now:
+                raise lesson.not_yet("left-setting", layer=layer, setting=setting, was=was, now=now)
 
 
 def _adapted(backbone, images):
