@@ -29,7 +29,6 @@ What ends all processes is said once, by process 0. torchrun adds a traceback of
 
 import argparse
 import io
-import math
 import os
 import reprlib
 import sys
@@ -97,9 +96,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--backend", choices=("gloo", "nccl"), default="gloo", help="gloo for the CPU, nccl for one GPU a process")
     add("--timeout", type=float, default=600, help="seconds that a process waits for the others")
     options = parser.parse_args(arguments)
-    for name in ("epochs", "batch_size", "lr", "timeout"):
-        if not 0 < vars(options)[name] < math.inf:
-            parser.error(f"--{name.replace('_', '-')} must be above 0 and finite, not {vars(options)[name]}")
+    floats, whole = torch.finfo(torch.float32), torch.iinfo(torch.int64)
+    ranges = {
+        "epochs": (1, whole.max),
+        "batch_size": (1, whole.max),
+        "lr": (floats.tiny, floats.max),
+        "seed": (whole.min, whole.max - options.epochs),
+        "timeout": (1e-3, 1e9),
+    }
+    for name, (least, most) in ranges.items():
+        if not least <= vars(options)[name] <= most:
+            told = f"must be from {least:.3g} to {most:.3g}, not {vars(options)[name]}"
+            parser.error(f"--{name.replace('_', '-')} {told}")
     if options.output == options.checkpoint:
         parser.error("--output and --checkpoint must be two files")
     if options.data == "digits" and options.model:
