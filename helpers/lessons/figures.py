@@ -7,7 +7,8 @@ cannot see it.
 import base64
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -136,6 +137,45 @@ def _cell(value: bool | float | str) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3g}" if isinstance(value, float) else str(value)
+
+
+def all_reduce(held: Sequence[Sequence[int]]) -> "Figure":
+    """A picture of an all-reduce in two moves: what ``n`` ranks hold of ``n`` numbers, and what they send next.
+
+    >>> print(describe(all_reduce([[1, 10], [2, 20]])))
+    Figure with 3 panels.
+    Panel 1. each has its own.
+    Rank 0 holds 1, 10; rank 1 holds 2, 20.
+    Panel 2. after reduce-scatter.
+    Rank 0 holds 3; rank 1 holds 30.
+    Panel 3. after all-gather.
+    Rank 0 holds 3, 30; rank 1 holds 3, 30.
+    """
+    import matplotlib.pyplot as plt
+
+    n = len(held)
+    sums = [sum(column) for column in zip(*held, strict=True)]
+    stages: dict[str, list[dict[int, int]]] = {
+        "each has its own": [dict(enumerate(numbers)) for numbers in held],
+        "after reduce-scatter": [{rank: sums[rank]} for rank in range(n)],
+        "after all-gather": [dict(enumerate(sums)) for _ in range(n)],
+    }
+    figure, panels = plt.subplots(1, 3, figsize=(8, 0.4 + 0.6 * n), layout="constrained")
+    arrow = {"arrowstyle": "->", "shrinkA": 12, "shrinkB": 12, "connectionstyle": "arc3,rad=0.15"}
+    for number, (ax, (title, ranks)) in enumerate(zip(panels, stages.items(), strict=True)):
+        for rank, parts in enumerate(ranks):
+            for part, value in parts.items():
+                box = {"boxstyle": "round", "facecolor": "#CFDCE4" if number == 0 else "#F6C28B"}
+                ax.text(part, rank, str(value), ha="center", va="center", bbox=box)
+        # Part p is added up by rank p, and handed on from there.
+        for part, other in permutations(range(n), 2) if number < 2 else ():
+            start, end = (other, part) if number == 0 else (part, other)
+            ax.annotate("", (part, end), (part, start), arrowprops=arrow)
+        ax.set(title=title, xlim=(-0.7, n - 0.3), ylim=(n - 0.4, -0.6), xticks=[])
+        ax.set_yticks(range(n), [f"rank {rank}" for rank in range(n)])
+        told = [f"rank {rank} holds {', '.join(map(str, parts.values()))}" for rank, parts in enumerate(ranks)]
+        ax.words = f"{'; '.join(told).capitalize()}."
+    return figure
 
 
 def describe(figure: "Figure") -> str:

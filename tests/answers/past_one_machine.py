@@ -1,9 +1,8 @@
-"""Answers to the exercises of the lesson on more than one process."""
+"""Answers to the exercises of the lesson on training in more than one process."""
 
 import copy
 import os
 import random
-from fractions import Fraction
 
 import numpy as np
 import torch
@@ -22,24 +21,25 @@ EQUAL = {
     "DDP, freeze(body)": "raises",
     "freeze(body), DDP, unfreeze(body)": False,
     "freeze(body), DDP, unfreeze(body), DDP": True,
-    "other seed, DDP": True,
     "spare layer, DDP": "raises",
     "norm.train(), freeze(norm), DDP": False,
     "norm.train(), helpers.freeze(norm), DDP": True,
+    "DDP, past the wrapper": False,
 }
 right("who-stays-equal")(EQUAL)
 right("who-stays-equal")(dict(reversed(EQUAL.items())))
-right("who-stays-equal")({**EQUAL})
-wrong("who-stays-equal", "DDP does not wait for")(
+right("who-stays-equal")({row: value if value == "raises" else int(value) for row, value in EQUAL.items()})
+right("who-stays-equal")({row: value if value == "raises" else np.bool_(value) for row, value in EQUAL.items()})
+wrong("who-stays-equal", "What is frozen before wrapping is not waited for")(
     EQUAL | {"freeze(body), DDP": "raises"}, "Frozen layers need find_unused_parameters."
 )
-wrong("who-stays-equal", "still waits for the gradients of the body")(
+wrong("who-stays-equal", "goes on waiting for the gradients of the body")(
     EQUAL | {"DDP, freeze(body)": True}, "It does not matter whether I freeze before or after wrapping."
 )
-wrong("who-stays-equal", "What does the second find?")(
+wrong("who-stays-equal", "what does the second step find?")(
     EQUAL | {"DDP, freeze(body)": False}, "A layer that is frozen late goes on by itself on each rank."
 )
-wrong("who-stays-equal", "nobody averages the gradients of the body")(
+wrong("who-stays-equal", "averaged by nobody")(
     EQUAL | {"freeze(body), DDP, unfreeze(body)": True}, "DDP averages whatever has a gradient."
 )
 wrong("who-stays-equal", "no error comes")(
@@ -48,17 +48,20 @@ wrong("who-stays-equal", "no error comes")(
 wrong("who-stays-equal", "Wrapped again")(
     EQUAL | {"freeze(body), DDP, unfreeze(body), DDP": False}, "What has drifted, or could, stays apart."
 )
-wrong("who-stays-equal", "copies the parameters and buffers of rank 0")(
-    EQUAL | {"other seed, DDP": False}, "All ranks need the same seed before they build the model."
-)
-wrong("who-stays-equal", "gets none: DDP waits")(
+wrong("who-stays-equal", "gets no gradient, and DDP waits for it")(
     EQUAL | {"spare layer, DDP": True}, "What is not used cannot do any harm."
 )
-wrong("who-stays-equal", "follow the images of each rank")(
+wrong("who-stays-equal", "follow the inputs of each rank")(
     EQUAL | {"norm.train(), freeze(norm), DDP": True}, "A frozen layer is equal everywhere."
 )
 wrong("who-stays-equal", "also after train()")(
     EQUAL | {"norm.train(), helpers.freeze(norm), DDP": False}, "In train mode every norm layer drifts."
+)
+wrong("who-stays-equal", "only a forward pass through the wrapper")(
+    EQUAL | {"DDP, past the wrapper": True}, "The model is wrapped, so its gradients are averaged."
+)
+wrong("who-stays-equal", "waits for nothing, so no error comes")(
+    EQUAL | {"DDP, past the wrapper": "raises"}, "DDP notices that it is not called."
 )
 
 
@@ -98,7 +101,44 @@ def with_a_static_graph(wrapped):
     return DistributedDataParallel(wrapped.module, process_group=dist.new_group(), static_graph=True)
 
 
-@wrong("second-phase", "In a step 200 bytes of gradients are averaged, and 120 are trainable. Something frozen")
+@right("second-phase")
+def averaged_by_hand(wrapped):
+    def average(parameter):
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= dist.get_world_size()
+
+    for parameter in wrapped.module.body[-1].requires_grad_(True).parameters():
+        parameter.register_post_accumulate_grad_hook(average)
+    return wrapped
+
+
+@wrong("second-phase", "yet on the list of the DDP that you return: body.0.bias, body.0.weight")
+def frozen_too_late_with_a_hook(wrapped):
+    """With a communication hook it is my business what travels."""
+    wrapped.module.body.requires_grad_(True)
+    again = DistributedDataParallel(wrapped.module, find_unused_parameters=True)
+    again.register_comm_hook(None, bf16_compress_hook)
+    wrapped.module.body[0].requires_grad_(False)
+    return again
+
+
+@wrong("second-phase", "yet on the list of the DDP that you return: body.0.bias, body.0.weight")
+def frozen_and_waited_for(wrapped):
+    """What is frozen after wrapping does not travel."""
+    wrapped.module.body.requires_grad_(True)
+    again = DistributedDataParallel(wrapped.module)
+    wrapped.module.body[0].requires_grad_(False)
+    return again
+
+
+@wrong("second-phase", "in eval mode")
+def in_eval_mode(wrapped):
+    """What is wrapped again begins in eval mode, to be sure."""
+    wrapped.module.body[-1].requires_grad_(True)
+    return DistributedDataParallel(wrapped.module.eval())
+
+
+@wrong("second-phase", "yet on the list of the DDP that you return")
 def frozen_too_late(wrapped):
     """What is frozen after wrapping does not travel, with find_unused_parameters."""
     wrapped.module.body.requires_grad_(True)
@@ -107,7 +147,7 @@ def frozen_too_late(wrapped):
     return again
 
 
-@wrong("second-phase", "is not the average of both")
+@wrong("second-phase", "gradient of body.2.weight is not the average of both. It is on")
 def each_for_itself(wrapped):
     """A process group is that of the process."""
     wrapped.module.body[-1].requires_grad_(True)
@@ -122,7 +162,7 @@ def a_group_of_rank_0(wrapped):
     return DistributedDataParallel(wrapped.module, process_group=dist.new_group([0]))
 
 
-@wrong("second-phase", "the gradient of body.2.weight is not the average of both")
+@wrong("second-phase", "what a hook makes of a gradient counts")
 def summed_up(wrapped):
     """DDP adds up, so the average is still to be taken."""
     for parameter in wrapped.module.body[-1].requires_grad_(True).parameters():
@@ -130,14 +170,14 @@ def summed_up(wrapped):
     return DistributedDataParallel(wrapped.module)
 
 
-@wrong("second-phase", "DDP fixed what it averages when it wrapped")
+@wrong("second-phase", "DDP lists what it averages when it wraps")
 def as_it_stands(wrapped):
     """DDP looks at the flags in every step."""
     wrapped.module.body[-1].requires_grad_(True)
     return wrapped
 
 
-@wrong("second-phase", "DDP fixed what it averages when it wrapped")
+@wrong("second-phase", "DDP lists what it averages when it wraps")
 def finds_unused(wrapped):
     """find_unused_parameters makes DDP look at the flags."""
     wrapped.find_unused_parameters = True
@@ -145,7 +185,7 @@ def finds_unused(wrapped):
     return wrapped
 
 
-@wrong("second-phase", "DDP fixed what it averages when it wrapped")
+@wrong("second-phase", "DDP lists what it averages when it wraps")
 def wrapped_too_early(wrapped):
     """Wrapping again is what counts, whenever."""
     again = DistributedDataParallel(wrapped.module)
@@ -175,14 +215,14 @@ def a_copy(wrapped):
     return DistributedDataParallel(model)
 
 
-@wrong("second-phase", "should have stayed frozen")
+@wrong("second-phase", "To stay frozen, and it is trainable now: body.0.bias, body.0.weight")
 def the_whole_body(wrapped):
     """A second phase trains everything."""
     wrapped.module.requires_grad_(True)
     return DistributedDataParallel(wrapped.module)
 
 
-@wrong("second-phase", "head.bias, head.weight should be trainable")
+@wrong("second-phase", "To be trainable now, and it is not: head.bias, head.weight")
 def the_head_rests(wrapped):
     """One part is trained after the other."""
     wrapped.module.requires_grad_(False)
@@ -198,7 +238,7 @@ def begins_anew(wrapped):
     return DistributedDataParallel(wrapped.module)
 
 
-@wrong("second-phase", "body.2.bias, body.2.weight should be trainable")
+@wrong("second-phase", "To be trainable now, and it is not: body.2.bias, body.2.weight")
 def a_flag_on_the_layer(wrapped):
     """A layer has a flag of its own."""
     wrapped.module.body[-1].requires_grad = True
@@ -286,7 +326,7 @@ def rank_0_takes_the_rest(images, rank, world):
     return [*range(rank * size, (rank + 1) * size), *(range(size * world, images) if rank == 0 else ())]
 
 
-@wrong("my-part", "is no position: they go from 0 to")
+@wrong("my-part", "is no position: they are whole numbers from 0 to")
 def past_the_end(images, rank, world):
     """The last part is as large as the others."""
     size = -(-images // world)
@@ -330,133 +370,3 @@ def seeded_by_a_draw(images, rank, world):
 def seeded_by_the_process(images, rank, world):
     """What does not change while the script runs is the same for all."""
     return random.Random(os.getpid()).sample(range(images), images)[rank::world]
-
-
-@right("bytes-of-a-step")
-def of_what_asks(model, n):
-    return 2 * (n - 1) / n * sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-
-
-@right("bytes-of-a-step")
-def by_element_size(model, n):
-    size = 0
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            size += parameter.numel() * parameter.element_size()
-    return 2 * size - 2 * size / n
-
-
-@right("bytes-of-a-step")
-def as_a_tensor(model, n):
-    sizes = [parameter.nbytes * parameter.requires_grad for _, parameter in model.named_parameters()]
-    return torch.tensor(sizes, dtype=torch.float64).sum() * 2 * (n - 1) / n
-
-
-@right("bytes-of-a-step")
-def as_a_fraction(model, n):
-    return Fraction(2 * (n - 1), n) * sum(p.nbytes for p in model.parameters() if p.requires_grad)
-
-
-@right("bytes-of-a-step")
-def whole_bytes(model, n):
-    return 2 * (n - 1) * sum(p.nbytes for p in model.parameters() if p.requires_grad) // n
-
-
-@wrong("bytes-of-a-step", "Layers may be within layers")
-def two_levels(model, n):
-    """A model has layers, and these have parameters."""
-    layers = (model, *model.children())
-    asking = {p for layer in layers for p in layer.parameters(recurse=False) if p.requires_grad}
-    return 2 * (n - 1) / n * sum(p.nbytes for p in asking)
-
-
-@wrong("bytes-of-a-step", "each parameter has a flag of its own")
-def whole_layers(model, n):
-    """A layer is frozen or not."""
-    held = [list(layer.parameters(recurse=False)) for layer in model.modules()]
-    asking = {p for part in held for p in part if part[0].requires_grad}
-    return 2 * (n - 1) / n * sum(p.nbytes for p in asking)
-
-
-@wrong("bytes-of-a-step", "Your function changes the numbers of the model")
-def weights_set_to_zero(model, n):
-    """Before anything is counted, it is set to zero."""
-    for parameter in model.parameters():
-        parameter.data.zero_()
-    return of_what_asks(model, n)
-
-
-@wrong("bytes-of-a-step", "Your function changes the gradients of the model")
-def with_gradients_made(model, n):
-    """What is to be counted has to be there."""
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    return 2 * (n - 1) / n * sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-
-
-@wrong("bytes-of-a-step", "each worker sends 660 bytes; yours is 661")
-def and_one(model, n):
-    """One byte says how many there are."""
-    return of_what_asks(model, n) + 1
-
-
-@wrong("bytes-of-a-step", "Frozen parameters have no gradient that travels")
-def everything_travels(model, n):
-    """DDP sends the model."""
-    return 2 * (n - 1) / n * sum(parameter.nbytes for parameter in model.parameters())
-
-
-@wrong("bytes-of-a-step", "how many bytes has each?")
-def numbers(model, n):
-    """A number is a byte."""
-    return 2 * (n - 1) / n * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-@wrong("bytes-of-a-step", "Not every number has 4 bytes")
-def four_bytes(model, n):
-    """A number has 4 bytes."""
-    return 2 * (n - 1) / n * 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-@wrong("bytes-of-a-step", "go around the ring twice")
-def once(model, n):
-    """Each worker passes on what it has once."""
-    return (n - 1) / n * sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-
-
-@wrong("bytes-of-a-step", "only to the next in the ring")
-def to_each(model, n):
-    """Each worker sends its gradient to each of the others."""
-    return (n - 1) * sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-
-
-@wrong("bytes-of-a-step", "yours is 0")
-def by_the_gradients(model, n):
-    """What has a gradient can be seen at once."""
-    return 2 * (n - 1) / n * sum(one.grad.nbytes for one in model.parameters() if one.grad is not None)
-
-
-@wrong("bytes-of-a-step", "each worker sends it nearly twice")
-def the_bucket(model, n):
-    """What is in the buckets is what a worker sends."""
-    return sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-
-
-@wrong("bytes-of-a-step", "of n parts a worker sends n - 1")
-def however_many(model, n):
-    """Everything is sent twice."""
-    return 2 * sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-
-
-@wrong("bytes-of-a-step", "One worker: each worker sends 0 bytes")
-def one_as_many(model, n):
-    """One worker is sent to as well."""
-    size = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    return 2 * (n - 1) / n * size or size
-
-
-@wrong("bytes-of-a-step", "Two layers that share a weight")
-def layer_by_layer(model, n):
-    """A shared weight has a gradient for each layer."""
-    shared = model.named_parameters(remove_duplicate=False)
-    return 2 * (n - 1) / n * sum(parameter.nbytes for _, parameter in shared if parameter.requires_grad)

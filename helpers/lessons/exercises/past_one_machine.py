@@ -1,13 +1,11 @@
-"""The exercises and predictions of the lesson on more than one process."""
+"""The exercises and predictions of the lesson on training in more than one process."""
 
 import copy
-import math
 import textwrap
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
-from numbers import Real
 from operator import index
 from typing import Any
 
@@ -15,11 +13,10 @@ import cloudpickle
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from helpers import freeze
-from helpers.lessons.exercises import RAISES, Lesson, NotYet, changed, facts, kind, run, scalar, table, taken
+from helpers.lessons.exercises import RAISES, Lesson, kind, run, scalar, table, taken
 from helpers.lessons.exercises.running import attempted, waiting
 from helpers.lessons.ranks import alone, ranks
 
@@ -51,9 +48,8 @@ def _after(row: str) -> list[torch.Tensor] | str:
                     freeze(model.norm)
                 case "spare layer":
                     model.head.spare = nn.Linear(2, 2)
-                case "other seed":
-                    torch.manual_seed(dist.get_rank())
-                    model = wrapped = _model()
+                case "past the wrapper":
+                    wrapped = model
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for step in range(3):
             optimizer.zero_grad()
@@ -105,12 +101,18 @@ def second_phase(answer):
             raise lesson.not_yet("should-be-trainable", names=", ".join(missing))
         if extra := sorted(asks - wanted):
             raise lesson.not_yet("should-have-stayed", names=", ".join(extra))
-        sent, due = _bytes_of_a_step(given), sum(parameter.nbytes for parameter in held if parameter.requires_grad)
-        if sent is not None and sent != due:
-            why = "The rest trains on each rank by itself" if sent < due else "Something frozen travels along"
-            raise lesson.not_yet("step-bytes-gradients", sent=sent, due=due, why=why)
+        if not all(part.training for part in given.modules()):
+            raise lesson.not_yet("other-mode")
+        listed = _on_the_list(given)
+        if frozen := sorted(listed - wanted):
+            raise lesson.not_yet("frozen-on-the-list", names=", ".join(frozen))
+        try:
+            for _ in range(2):
+                given(torch.ones(1, 4)).sum().backward()
+        except RuntimeError as error:
+            raise lesson.not_yet("training-step-raises", value=str(error).partition(".")[0]) from error
     if apart := _in_others(_not_averaged, answer, n=2)[0]:
-        raise lesson.not_yet("two-processes-images", value=apart[0])
+        raise lesson.not_yet("not-averaged" if apart[0] not in listed else "not-the-average", name=apart[0])
 
 
 def _in_others(function, *args, n: int) -> list[Any]:
@@ -147,25 +149,11 @@ def _not_averaged(answer) -> list[str]:
     return apart
 
 
-def _bytes_of_a_step(wrapped: DistributedDataParallel) -> int | None:
-    """Of the buckets in the second of two steps. None if the answer has a communication hook: there can be one only."""
-
-    def noted(sizes, bucket):
-        sizes.append(bucket.buffer().nbytes)
-        return allreduce_hook(dist.group.WORLD, bucket)
-
-    sizes: list[int] = []
-    try:
-        wrapped.register_comm_hook(sizes, noted)
-    except RuntimeError:
-        return None
-    try:
-        for _ in range(2):
-            sizes.clear()
-            wrapped(torch.ones(1, 4)).sum().backward()
-    except RuntimeError as error:
-        raise lesson.not_yet("training-step-raises", value=str(error).partition(".")[0]) from error
-    return sum(sizes)
+def _on_the_list(wrapped: DistributedDataParallel) -> set[str]:
+    """The parameters whose gradients it averages: only its buckets tell, as communication hooks get them."""
+    names = {id(one): name for name, one in wrapped.module.named_parameters()}
+    buckets = wrapped.reducer._get_zeros_like_grad_buckets()
+    return {names.get(id(one), "another") for bucket in buckets for one in bucket.parameters()}
 
 
 @lesson.exercise("my-part")
@@ -208,71 +196,3 @@ def _positions(answer, *case: int) -> list[Any]:
 
 def _parts(answer: bytes, cases: list[tuple[int, int, int]]) -> list[list[Any]]:
     return [_positions(cloudpickle.loads(answer), *case) for case in cases]
-
-
-@lesson.exercise("bytes-of-a-step")
-def bytes_of_a_step(answer):
-    for case, (model, n) in _models().items():
-        before = facts(model)
-        given = run(answer, model, n)
-        number = scalar(given)
-        if not isinstance(number, Real) or isinstance(number, bool):
-            raise lesson.not_yet("return-number-bytes", kind=kind(given))
-        if what := changed(model, before):
-            raise lesson.not_yet("function-changes-model", what=what)
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        size = sum(parameter.nbytes for parameter in trainable)
-        due = _sent(n, size)
-        if not (math.isclose(number, due, rel_tol=1e-6) or number in (math.floor(due), math.ceil(due))):
-            wrong = {
-                _sent(n, _of_layers(model, *model.children())): "Layers may be within layers, however deep.",
-                _sent(n, _of_layers(*model.modules(), whole=True)): "A layer may be frozen in part: each parameter "
-                "has a flag of its own.",
-                _sent(n, sum(parameter.nbytes for parameter in model.parameters())): "Frozen parameters have no "
-                "gradient that travels.",
-                _sent(n, sum(parameter.numel() for parameter in trainable)): "These are numbers: how many bytes has "
-                "each?",
-                _sent(n, sum(parameter.numel() for parameter in trainable) * 4): "Not every number has 4 bytes.",
-                size: "This is what is in the buckets: each worker sends it nearly twice.",
-                2 * size: "Nearly: of n parts a worker sends n - 1, to be added up, and n - 1, to be handed on.",
-                due / 2: "Gradients go around the ring twice: to be added up, and to be handed on.",
-                (n - 1) * size: "A worker does not send to each of the others, only to the next in the ring.",
-                n * due: "This is what all of them send together.",
-            }
-            reason = next(
-                (told for value, told in wrong.items() if due not in (0, value) and abs(value - number) < 1), ""
-            )
-            raise NotYet(f"{case}: each worker sends {due:g} bytes; yours is {float(number):g}. {reason}".strip())
-
-
-def _sent(n: int, size: float) -> float:
-    """What each of ``n`` workers in a ring sends in an all-reduce of ``size`` bytes."""
-    return 2 * (n - 1) / n * size
-
-
-def _of_layers(*layers: nn.Module, whole: bool = False) -> int:
-    """Bytes of what the layers themselves hold and train, or of all that those hold whose first parameter asks."""
-    held = [list(layer.parameters(recurse=False)) for layer in layers]
-    asking = {one for part in held for one in part if (part[0] if whole else one).requires_grad}
-    return sum(one.nbytes for one in asking)
-
-
-def _models() -> dict[str, tuple[nn.Module, int]]:
-    head_only = nn.Sequential(nn.Linear(20, 6), nn.BatchNorm1d(6), nn.Linear(6, 6))
-    head_only[:2].requires_grad_(False)
-    dtypes = nn.Sequential(nn.Linear(8, 8).double(), nn.BatchNorm1d(8), nn.Linear(8, 4).half())
-    partly = nn.Linear(4, 4)
-    partly.weight.requires_grad_(False)
-    nested = nn.Sequential(nn.Sequential(partly, nn.Linear(4, 4)), nn.Linear(4, 2))
-    tied = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
-    tied[1].weight = tied[0].weight
-    return {
-        "A layer of 110 numbers, 4 workers": (nn.Linear(10, 10), 4),
-        "A frozen backbone and a head, 4 workers": (head_only, 4),
-        "One worker": (nn.Linear(10, 10), 1),
-        "Nothing trainable, 4 workers": (nn.Linear(10, 10).requires_grad_(False), 4),
-        "Parameters of 8, 4 and 2 bytes a number, 2 workers": (dtypes, 2),
-        "Layers within layers, the first weight frozen, 4 workers": (nested, 4),
-        "Two layers that share a weight, 3 workers": (tied, 3),
-        "64 workers": (nn.Linear(10, 10), 64),
-    }
