@@ -15,14 +15,12 @@ right, wrong = answers.right, answers.wrong
 
 MOVES = {
     "optimizer, shard: head": False,
-    "shard, optimizer: head": True,
     "freeze head, shard, optimizer: head": False,
     "shard, optimizer, freeze head: head": False,
     "shard, optimizer, validate, freeze head: head": True,
     "shard, optimizer, validate, freeze body: body": False,
     "shard, optimizer, validate, reshard, freeze head: head": False,
     "shard, optimizer, validate, freeze head, reshard: head": True,
-    "shard, optimizer, validate, step, freeze head: head": False,
     "shard, validate, optimizer: head": False,
 }
 right("shard-validate-freeze")(MOVES)
@@ -31,9 +29,6 @@ right("shard-validate-freeze")({row: int(moves) for row, moves in MOVES.items()}
 right("shard-validate-freeze")({row: torch.tensor(moves) for row, moves in MOVES.items()})
 wrong("shard-validate-freeze", "the optimizer holds the old ones")(
     MOVES | {"optimizer, shard: head": True}, "Sharding changes the model in place, so an optimizer follows."
-)
-wrong("shard-validate-freeze", "nothing is in the way")(
-    MOVES | {"shard, optimizer: head": False}, "What is sharded has to be gathered before the optimizer is built."
 )
 wrong("shard-validate-freeze", "keeps the flags that it finds")(
     MOVES | {"freeze head, shard, optimizer: head": True}, "New Parameter objects come with their flags on."
@@ -44,7 +39,7 @@ wrong("shard-validate-freeze", "counts from the next step on")(
 wrong("shard-validate-freeze", "The flag is forgotten after one step")(
     MOVES | {"shard, optimizer, validate, freeze head: head": False}, "A pass under no_grad changes nothing."
 )
-wrong("shard-validate-freeze", "given back as soon as it has run")(
+wrong("shard-validate-freeze", "given up as soon as it has run")(
     MOVES | {"shard, optimizer, validate, freeze body: body": True}, "After a validation every flag is forgotten."
 )
 wrong("shard-validate-freeze", "After reshard() the flag is set on the shard")(
@@ -53,38 +48,30 @@ wrong("shard-validate-freeze", "After reshard() the flag is set on the shard")(
 wrong("shard-validate-freeze", "its flag was never switched off")(
     MOVES | {"shard, optimizer, validate, freeze head, reshard: head": False}, "reshard() brings flags up to date."
 )
-wrong("shard-validate-freeze", "has given the head back")(
-    MOVES | {"shard, optimizer, validate, step, freeze head: head": True}, "Once validated, flags are lost for good."
-)
 wrong("shard-validate-freeze", "the shards it has not")(
     MOVES | {"shard, validate, optimizer: head": True}, "After sharding an optimizer may be built at any time."
 )
-wrong("shard-validate-freeze", "Right in 9 of 10 rows")(
-    MOVES | {"shard, optimizer: head": 0}, "A sharded head rests until it is gathered."
+wrong("shard-validate-freeze", "Right in 6 of 8 rows")(
+    dict.fromkeys(MOVES, False), "What is frozen once, or held by no optimizer, does not move."
+)
+wrong("shard-validate-freeze", "Right in 2 of 8 rows")(
+    dict.fromkeys(MOVES, True), "Sharded parameters move whatever one does."
 )
 
 
-def epoch(model, optimizer, batches):
-    """What is right in the loop of the exercise."""
-    for inputs, labels in batches:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
-
-
 @right("freeze-after-validation")
-def reshard_first(model, optimizer, batches, validate):
+def reshard_first(model, optimizer, epoch, validate):
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         if validate(model) >= 0.9:
             model.reshard()
             model.head.requires_grad_(False)
 
 
 @right("freeze-after-validation")
-def reshard_every_time(model, optimizer, batches, validate):
+def reshard_every_time(model, optimizer, epoch, validate):
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         accuracy = validate(model)
         for part in model.modules():
             if isinstance(part, FSDPModule):
@@ -94,9 +81,9 @@ def reshard_every_time(model, optimizer, batches, validate):
 
 
 @right("freeze-after-validation")
-def held_by_freeze(model, optimizer, batches, validate):
+def held_by_freeze(model, optimizer, epoch, validate):
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         reached = validate(model) >= 0.9
         model.reshard()
         if reached:
@@ -104,28 +91,28 @@ def held_by_freeze(model, optimizer, batches, validate):
 
 
 @right("freeze-after-validation")
-def never_kept_gathered(model, optimizer, batches, validate):
+def never_kept_gathered(model, optimizer, epoch, validate):
     model.set_reshard_after_forward(True)
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         if validate(model) >= 0.9:
             model.head.requires_grad_(False)
 
 
 @right("freeze-after-validation")
-def by_the_state_dict(model, optimizer, batches, validate):
+def by_the_state_dict(model, optimizer, epoch, validate):
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         if validate(model) >= 0.9:
             model.state_dict()
             model.head.requires_grad_(False)
 
 
 @right("freeze-after-validation")
-def on_the_shards_that_were_kept(model, optimizer, batches, validate):
+def on_the_shards_that_were_kept(model, optimizer, epoch, validate):
     shards = list(model.head.parameters())
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         if validate(model) >= 0.9:
             model.reshard()
             for shard in shards:
@@ -133,50 +120,50 @@ def on_the_shards_that_were_kept(model, optimizer, batches, validate):
 
 
 @wrong("freeze-after-validation", "frozen for one step after each validation")
-def as_it_stands(model, optimizer, batches, validate):
+def as_it_stands(model, optimizer, epoch, validate):
     """A flag stays as it was set."""
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         if validate(model) >= 0.9:
             model.head.requires_grad_(False)
 
 
 @wrong("freeze-after-validation", "frozen for one step after each validation")
-def set_again_each_epoch(model, optimizer, batches, validate):
+def set_again_each_epoch(model, optimizer, epoch, validate):
     """A flag that is forgotten is set again."""
     frozen = False
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         frozen = validate(model) >= 0.9 or frozen
         if frozen:
             model.head.requires_grad_(False)
 
 
 @wrong("freeze-after-validation", "In the end the shards of the head require grad")
-def reshard_afterwards(model, optimizer, batches, validate):
+def reshard_afterwards(model, optimizer, epoch, validate):
     """reshard() makes the shards follow."""
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         if validate(model) >= 0.9:
             model.head.requires_grad_(False)
             model.reshard()
 
 
 @wrong("freeze-after-validation", "its gradient is computed and averaged in each step for nothing")
-def out_of_the_optimizer(model, optimizer, batches, validate):
+def out_of_the_optimizer(model, optimizer, epoch, validate):
     """What the optimizer does not hold is frozen."""
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         if validate(model) >= 0.9:
             model.head.requires_grad_(False)
             optimizer = torch.optim.SGD(model.body.parameters(), lr=0.1)
 
 
 @wrong("freeze-after-validation", "In the end the shards of the head require grad")
-def reshard_of_the_head(model, optimizer, batches, validate):
+def reshard_of_the_head(model, optimizer, epoch, validate):
     """The head can be given back by itself."""
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         if validate(model) >= 0.9:
             model.body.reshard()
             model.head.requires_grad_(False)
@@ -184,37 +171,37 @@ def reshard_of_the_head(model, optimizer, batches, validate):
 
 
 @wrong("freeze-after-validation", "raised AttributeError")
-def reshard_what_is_no_unit(model, optimizer, batches, validate):
+def reshard_what_is_no_unit(model, optimizer, epoch, validate):
     """Every layer of a sharded model can be given back."""
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         if validate(model) >= 0.9:
             model.head.reshard()
             model.head.requires_grad_(False)
 
 
 @wrong("freeze-after-validation", "frozen for one step after each validation")
-def reshard_before_validating(model, optimizer, batches, validate):
+def reshard_before_validating(model, optimizer, epoch, validate):
     """It is enough to give back once."""
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         model.reshard()
         if validate(model) >= 0.9:
             model.head.requires_grad_(False)
 
 
 @wrong("freeze-after-validation", "Once frozen, it is to stay frozen")
-def by_each_accuracy(model, optimizer, batches, validate):
+def by_each_accuracy(model, optimizer, epoch, validate):
     """The flag follows the accuracy."""
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         accuracy = validate(model)
         model.reshard()
         model.head.requires_grad_(accuracy < 0.9)
 
 
 @wrong("freeze-after-validation", "frozen an epoch too late")
-def by_the_validation_before(model, optimizer, batches, validate):
+def by_the_validation_before(model, optimizer, epoch, validate):
     """A flag that is set takes an epoch to be seen."""
     reached, frozen = False, False
     for _ in range(4):
@@ -222,45 +209,45 @@ def by_the_validation_before(model, optimizer, batches, validate):
             model.reshard()
             model.head.requires_grad_(False)
         frozen = reached
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         reached = validate(model) >= 0.9 or reached
 
 
 @wrong("freeze-after-validation", "frozen from the beginning")
-def from_the_beginning(model, optimizer, batches, validate):
+def from_the_beginning(model, optimizer, epoch, validate):
     """Flags have to be set before the first forward pass."""
     model.head.requires_grad_(False)
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         validate(model)
 
 
 @wrong("freeze-after-validation", "moved in all four epochs")
-def at_the_end(model, optimizer, batches, validate):
+def at_the_end(model, optimizer, epoch, validate):
     """Frozen is what has its flag off in the end."""
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         validate(model)
     model.reshard()
     model.head.requires_grad_(False)
 
 
 @wrong("freeze-after-validation", "raised RuntimeError: element 0 of tensors does not require grad")
-def everything(model, optimizer, batches, validate):
+def everything(model, optimizer, epoch, validate):
     """Flags can be set for the whole model only."""
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         if validate(model) >= 0.9:
             model.reshard()
             model.requires_grad_(False)
 
 
 @wrong("freeze-after-validation", "it was called 2 times")
-def until_it_is_good(model, optimizer, batches, validate):
+def until_it_is_good(model, optimizer, epoch, validate):
     """Once it is frozen there is nothing to validate."""
     accuracy = 0.0
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         if accuracy < 0.9:
             accuracy = validate(model)
             model.reshard()
@@ -268,10 +255,10 @@ def until_it_is_good(model, optimizer, batches, validate):
 
 
 @wrong("freeze-after-validation", "other Parameter objects")
-def a_new_head(model, optimizer, batches, validate):
+def a_new_head(model, optimizer, epoch, validate):
     """What is frozen may be put in anew."""
     for _ in range(4):
-        epoch(model, optimizer, batches)
+        epoch(model, optimizer)
         if validate(model) >= 0.9:
             model.reshard()
             model.head.weight = nn.Parameter(model.head.weight.detach().clone(), requires_grad=False)
@@ -279,9 +266,14 @@ def a_new_head(model, optimizer, batches, validate):
 
 
 @wrong("freeze-after-validation", "The weights are not those that four epochs give")
-def one_batch_less(model, optimizer, batches, validate):
-    """One batch an epoch is enough."""
-    reshard_first(model, optimizer, batches[:1], validate)
+def twice_as_long(model, optimizer, epoch, validate):
+    """More training cannot be wrong."""
+    for _ in range(4):
+        epoch(model, optimizer)
+        epoch(model, optimizer)
+        if validate(model) >= 0.9:
+            model.reshard()
+            model.head.requires_grad_(False)
 
 
 @right("bytes-of-a-step")
