@@ -190,6 +190,28 @@ def reshard_before_validating(model, optimizer, epoch, validate):
             model.head.requires_grad_(False)
 
 
+@wrong("freeze-after-validation", "the head moves in one more step")
+def flags_of_the_shards(model, optimizer, epoch, validate):
+    """Where the flag is set is all that counts."""
+    shards = list(model.head.parameters())
+    for _ in range(4):
+        epoch(model, optimizer)
+        if validate(model) >= 0.9:
+            for shard in shards:
+                shard.requires_grad_(False)
+
+
+@wrong("freeze-after-validation", "In one of two: The head is frozen for one step")
+def reshard_alone(model, optimizer, epoch, validate):
+    """Several ranks give up their copies by themselves."""
+    for _ in range(4):
+        epoch(model, optimizer)
+        if validate(model) >= 0.9:
+            if torch.distributed.get_world_size() == 1:
+                model.reshard()
+            model.head.requires_grad_(False)
+
+
 @wrong("freeze-after-validation", "Once frozen, it is to stay frozen")
 def by_each_accuracy(model, optimizer, epoch, validate):
     """The flag follows the accuracy."""

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from helpers.lessons.exercises import Lesson, changed, facts, kind, run, scalar, table
-from helpers.lessons.exercises.running import waiting
+from helpers.lessons.exercises.running import attempted, waiting
 from helpers.lessons.ranks import alone, ranks
 
 lesson = Lesson("sharded")
@@ -88,6 +88,7 @@ def _which_move() -> dict[str, bool]:
 
 @lesson.exercise("shard-validate-freeze")
 def shard_validate_freeze(answer):
+    attempted(answer)
     table(answer, _which_move(), lesson.beliefs("shard-validate-freeze"))
 
 
@@ -113,6 +114,7 @@ class _Validation:
 
 @lesson.exercise("freeze-after-validation")
 def freeze_after_validation(answer):
+    attempted(answer)
     with alone():
         told = _loop(answer)
     if told.key:
@@ -123,7 +125,7 @@ def freeze_after_validation(answer):
     except (RuntimeError, TimeoutError) as error:
         raise lesson.not_yet("alone-it-works", told=textwrap.shorten(str(error), 150, placeholder=" ...")) from error
     if told.key:
-        raise lesson.not_yet("two-processes")
+        raise lesson.not_yet("two-processes", told=lesson.not_yet(told.key, **(told.values or {})))
 
 
 def _loop(answer) -> _Told:
@@ -160,6 +162,7 @@ _FLAGS = {
     "right": "111100",
     "once": "11110111",
     "again": "11110101",
+    "one-more": "11111",
     "all": "11111111",
     "late": "111111",
     "early": "",
