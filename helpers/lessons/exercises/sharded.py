@@ -233,16 +233,17 @@ def _compare(answer, case: str, given: tuple[Any, ...], due: float, wrong: dict[
     """Refuse a number that is not ``due``, with the belief whose number it is in ``wrong``."""
     before = facts(given[0])
     result = run(answer, *given)
-    number = scalar(result)
-    if not isinstance(number, Real) or isinstance(number, bool):
+    plain = scalar(result)
+    if not isinstance(plain, Real) or isinstance(plain, bool):
         raise lesson.not_yet("no-number", kind=kind(result))
+    number = float(plain)
     if what := changed(given[0], before):
         raise lesson.not_yet("changes", what=what)
     if math.isclose(number, due, rel_tol=1e-6) or number in (math.floor(due), math.ceil(due)):
         return
     beliefs = [key for key, value in wrong.items() if abs(value - due) >= 1 and abs(value - number) < 1]
     told = str(lesson.not_yet(beliefs[0])) if beliefs else ""
-    values = {"case": case, "due": f"{due:g}", "number": f"{float(number):g}", "told": told}
+    values = {"case": case, "due": f"{due:g}", "number": f"{number:g}", "told": told}
     raise lesson.not_yet("bytes", **values)
 
 
