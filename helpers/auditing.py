@@ -145,13 +145,17 @@ class _Case:
         for name, module in self.still.items():  # parents before what is in them
             part_of[name] = part = name if name in self.parts else part_of[_around(name)]
             self.inside[part][name] = module
+        # What FSDP has gathered stands in the model for now, and its shard in the optimizer.
+        self.gathered = _gathered(self.modules.values())
+        whole = {id(shard): id_ for id_, shard in self.gathered.items() if id_ in self.registered}
         self.held: dict[int, list[_Held]] = {}
         for optimizer in optimizers:
             for i, group in enumerate(optimizer.param_groups):
                 names = dict(enumerate(group.get("param_names", ())))
                 for j, tensor in enumerate(group["params"]):
                     name = names.get(j, f"param_groups[{i}]['params'][{j}]")
-                    self.held.setdefault(id(tensor), []).append(_Held(name, tensor, group, optimizer))
+                    key = whole.get(id(tensor), id(tensor))
+                    self.held.setdefault(key, []).append(_Held(name, tensor, group, optimizer))
         # Whose turn it is not: all that it holds is frozen, and another optimizer has something to train.
         at_work = {id(o) for o in optimizers if any(p.requires_grad for g in o.param_groups for p in g["params"])}
         self.resting = set(map(id, optimizers)) - at_work if at_work else set()
@@ -299,10 +303,12 @@ def orphan_in_optimizer(case: _Case) -> _Texts:
     >>> audit(model, torch.optim.SGD(model.named_parameters(), lr=0.1))
     no findings
     """
-    for (name, tensor, *_), *_ in case.held.values():
+    for key, ((name, tensor, *_), *_) in case.held.items():
         # A plain tensor is there on purpose, such as an image to be optimized.
-        if isinstance(tensor, nn.Parameter) and id(tensor) not in case.registered:
+        if isinstance(tensor, nn.Parameter) and key not in case.registered:
             yield name, f"the optimizer holds {name!r}, which is not, or no longer, a parameter of the model."
+        elif id(tensor) in case.gathered:
+            yield name, f"the optimizer holds {name!r} as FSDP has gathered it for now. Call model.reshard() first."
 
 
 @_rule("Build the optimizer after replacing and unfreezing layers, or freeze the parameter.")
@@ -942,6 +948,13 @@ def changed_after_wrapping(case: _Case) -> _Texts:
             yield prefix, f"{_shown(prefix)} waits for the gradients of {len(gone)} parameters no longer in it."
 
 
+def _gathered(modules: Iterable[Any]) -> dict[int, torch.Tensor]:
+    """For each parameter that FSDP2 has gathered at some time its shard. torch has no public way to get at these."""
+    states = [module._get_fsdp_state() for module in modules if hasattr(module, "_get_fsdp_state")]
+    groups = [group for state in states if (group := getattr(state, "_fsdp_param_group", None))]
+    return {id(getattr(p, "_unsharded_param", None)): p.sharded_param for group in groups for p in group.fsdp_params}
+
+
 class _OnMeta(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}) | {"device": "meta"})
@@ -972,11 +985,7 @@ def flag_on_gathered_parameter(case: _Case) -> _Texts:
     >>> audit(model)
     no findings
     """
-    # torch has no public way to get at these
-    states = [module._get_fsdp_state() for module in case.modules.values() if hasattr(module, "_get_fsdp_state")]
-    groups = [group for state in states if (group := getattr(state, "_fsdp_param_group", None))]
-    sharded = {id(getattr(p, "_unsharded_param", None)): p.sharded_param for group in groups for p in group.fsdp_params}
     for name, parameter in case.parameters.items():
-        if sharded.get(id(parameter), parameter).requires_grad != parameter.requires_grad:
+        if case.gathered.get(id(parameter), parameter).requires_grad != parameter.requires_grad:
             flag = f"requires_grad = {parameter.requires_grad} on {name!r}"
             yield name, f"{flag} will be forgotten: FSDP has gathered the parameter."

@@ -509,6 +509,19 @@ def frozen_after_validation():
     yield model, None
 
 
+@mistake("orphan-in-optimizer", "param_groups[0]['params'][0]", "param_groups[0]['params'][1]")
+def optimizer_built_after_validation():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = fully_shard(nn.Linear(2, 1), mesh=init_device_mesh("cpu", (1,)))
+    sharded = torch.optim.SGD(model.parameters(), lr=0.1)
+    with torch.no_grad():
+        model(INPUT)
+    yield model, torch.optim.SGD(model.parameters(), lr=0.1)
+    yield model, sharded
+
+
 @mistake("flag-on-module", "0")
 def flag_without_underscore():
     model = net()
