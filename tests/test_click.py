@@ -24,21 +24,35 @@ def test_what_is_stored_is_what_torch_does_now():
     assert not wrong, "run: make click"
 
 
+def said(*settings):
+    """What is stored of a state, by row where it is by row."""
+    gradient, _, kept, moved, _, flops, equal, failed = click.resolved(DATA, click.of(*settings).number)
+    rows = [dict(zip(click.ROWS, one, strict=True)) for one in (gradient, kept[1], moved)]
+    return (*rows, kept[0].partition(",")[0], flops.partition(" ")[0], equal, failed)
+
+
 def test_every_state_has_its_place_and_the_story_tells_what_is_so():
     assert [state.number for state in EVERY] == list(range(512)) == list(range(len(DATA["states"])))
-    shown = [[click.resolved(DATA, click.of(*state).number) for state in step[3:]] for step in click.STEPS]
-    gets = [[dict(zip(click.ROWS, gradient, strict=True)) for gradient, *_ in pair] for pair in shown]
-    keeps = [[float(kept[0]) for _, _, kept, *_ in pair] for pair in shown]
-    moves = [[dict(zip(click.ROWS, moved, strict=True)) for _, _, _, moved, *_ in pair] for pair in shown]
-    flops = [[float(one[5]) for one in pair] for pair in shown]
-    assert [name for name in click.SWITCHED if not gets[0][1][name]] == ["conv1"] and keeps[0] == [394.5, 345.5]
-    assert gets[1][1]["conv1"] and gets[1][1]["bn"] and not gets[1][1]["conv2"] and keeps[1][0] == keeps[1][1]
-    assert 0.6 < flops[1][1] / flops[1][0] < 0.7
-    assert moves[2][1]["bn"] == "changes running_mean, running_var, num_batches_tracked"
-    assert not any(shown[2][1][2][1][: click.ROWS.index("fc1")]), "nothing is kept for the frozen part"
-    assert [name for name, told in moves[3][1].items() if told] == ["fc1", "fc2"] and shown[3][1][6] == 0
-    assert all(gets[4][1][name] for name in click.SWITCHED) and keeps[4][1] == keeps[0][0]
-    assert [name for name, told in moves[4][1].items() if told] == ["bn", "fc2"]
+    assert len(click.STEPS) == 5
+    (all_before, middle), (_, moves), (_, held), (_, attack), (_, head) = [
+        [said(*step.before), said(*step.after)] for step in click.STEPS
+    ]
+    gets, keeps, changes, total, work, *_ = middle
+    assert gets["conv1"] and gets["bn"] and not gets["conv2"] and total == all_before[3] == "394.5 KiB"
+    assert 0.3 < 1 - int(work.replace(",", "")) / int(all_before[4].replace(",", "")) < 0.35
+    assert said("11101", "train", "no", "flags")[3] == "345.5 KiB", "49.0 KiB less by fc1"
+    gets, keeps, changes, *_ = moves
+    assert changes["bn"] == "changes running_mean, running_var, num_batches_tracked"
+    assert not any(keeps[name] for name in click.ROWS[: click.ROWS.index("fc1")])
+    gets, keeps, changes, *_, equal, _ = held
+    assert [name for name, told in changes.items() if told] == ["fc1", "fc2"] and equal == 0
+    assert attack[0]["input"] and attack[3] == "394.4 KiB" and not attack[0]["conv1"]
+    gets, keeps, changes, total, work, *_ = head
+    assert all(gets[name] for name in click.SWITCHED) and (total, work) == ("394.5 KiB", "5,680,128")
+    assert [name for name, told in changes.items() if told] == ["bn", "fc2"]
+    for way in ("flags", "no_grad", "head"):
+        gets, keeps, changes, total, work, *_ = said("00001", "train", "no", way)
+        assert (total, work) == ("2.4 KiB", "5,120") and changes["bn"]
 
 
 def test_the_page_is_made_of_its_parts_and_asks_for_nothing_elsewhere():
@@ -70,7 +84,7 @@ def opened(tmp_path):
 
 def seen(page):
     """What the page shows, in the form in which it is stored."""
-    rows = page.locator(".live ol.net > li")
+    rows = page.locator(".live ol.net > li:not(.head)")
     part = lambda name: [text.strip() for text in rows.locator(f".{name}").all_inner_texts()]  # noqa: E731
     got = [click.WORDS["gradient"][1] in text for text in part("gradient")]
     passed = [text == click.WORDS["passed"][1] for text in part("passed")]
@@ -83,10 +97,10 @@ def seen(page):
     return [
         list(map(int, got)),
         list(map(int, passed)),
-        [total.split()[0], part("size"), widths],
+        [total, part("size"), widths],
         part("moved"),
         [line for line in told if line != click.WORDS["silent"]],
-        flops.split()[0],
+        flops,
         click.WORDS["equal"].index(equal),
         click.WORDS["told"].index(failed),
     ]
@@ -108,11 +122,22 @@ def test_the_story_shows_each_state_and_its_answer_waits(opened, settings):
         told = page.locator(".step:not([hidden]) details p").first
         assert page.locator(".step:not([hidden])").count() == 1 and not told.is_visible()
         page.locator(".step:not([hidden]) summary").click()
-        page.wait_for_function("address => location.hash === address", arg=click.of(*after).address)
+        page.wait_for_function("place => location.hash === place", arg=f"{click.of(*after).address}-step{number}")
         is_shown(page, click.of(*after))
         assert told.inner_text() == answer.replace("**", "")
+        since = page.get_by_text("You have changed the settings since.").and_(page.locator(":visible"))
+        assert since.count() == 0
+        page.get_by_role("switch").first.click()
+        since.wait_for()
+        since.get_by_role("button").click()
+        is_shown(page, click.of(*after))
+        page.reload()
+        is_shown(page, click.of(*after))
+        assert told.is_visible() and page.locator(".step:not([hidden]) h2").inner_text().startswith(f"{number}.")
     page.get_by_role("button", name="On your own").click()
     assert page.locator(".step:not([hidden])").count() == 0 and page.get_by_text(click.FREE).is_visible()
+    page.go_back()
+    assert page.locator(".step:not([hidden]) h2").inner_text().startswith("5.")
     sideways = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert page.evaluate(sideways) <= 0
 
@@ -128,21 +153,27 @@ def test_every_switch_works_by_keyboard_and_each_change_is_told(opened):
         page.keyboard.press("Tab")
     page.keyboard.press("Space")
     is_shown(page, click.of("11011", "train", "no", "flags"))
-    said = page.get_by_role("status").inner_text()
-    assert "With a gradient: conv1, BatchNorm, fc1, fc2." in said and "394.5 KiB" in said and "no findings" in said
+    told = page.get_by_role("status").inner_text()
+    assert (
+        "With a gradient: conv1, BatchNorm, fc1, fc2." in told
+        and "Saved for backward: 394.5 KiB" in told
+        and "no findings" in told
+    )
     page.get_by_label("eval()").focus()
     page.keyboard.press("Space")
-    page.get_by_label("by helpers.freeze()").focus()
+    page.get_by_label("helpers.freeze()").focus()
     page.keyboard.press("Space")
     is_shown(page, click.of("11011", "eval", "no", "freeze"))
-    assert page.get_by_role("status").inner_text() != said
+    assert page.get_by_role("status").inner_text() != told
 
 
 @needs_chromium
 def test_an_address_is_a_state(opened):
     for state in random.Random(1).sample(EVERY, 12):
         is_shown(opened(state.address), state)
-    is_shown(opened("#11111-train-no-magic"), click.of(*click.STEPS[0][3]))
+    lost = opened("#11111-train-no-magic")
+    is_shown(lost, click.of(*click.STEPS[0].before))
+    assert lost.get_by_text(click.LOST).is_visible() and not opened().get_by_text(click.LOST).is_visible()
     page = opened(EVERY[7].address)
     page.evaluate(f"location.hash = {json.dumps(EVERY[99].address)}")
     page.wait_for_timeout(100)
@@ -155,8 +186,8 @@ def test_without_javascript_the_story_is_there_in_pictures_and_words(opened):
     assert page.locator(".live").is_hidden() and page.locator(".steps").is_hidden()
     steps = page.locator(".step")
     assert steps.count() == len(click.STEPS)
-    steps.nth(2).locator("summary").click()
-    pictures = steps.nth(2).locator("ol.net")
+    steps.nth(1).locator("summary").click()
+    pictures = steps.nth(1).locator("ol.net")
     assert pictures.count() == 2 and pictures.nth(1).is_visible()
     assert "changes running_mean, running_var, num_batches_tracked" in pictures.nth(1).inner_text()
 

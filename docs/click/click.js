@@ -5,6 +5,7 @@ for (const root of document.querySelectorAll(".click")) {
   const one = selector => root.querySelector(selector);
   const all = selector => [...root.querySelectorAll(selector)];
   const net = one(".live ol.net");
+  const rows = [...net.children].slice(1); // below the heads of the columns
   const switches = [...net.querySelectorAll("button")];
 
   const read = () => ({
@@ -25,12 +26,14 @@ for (const root of document.querySelectorAll(".click")) {
       button.closest("li").classList.toggle("frozen", state.flags[place] === "0");
     });
     for (const name of ["mode", "input", "way"]) one(`.live input[name=${name}][value=${state[name]}]`).checked = true;
-    [...net.children].forEach((row, place) => {
+    rows.forEach((row, place) => {
       const part = name => row.querySelector(`.${name}`);
       const has = data.gradient[gradient][place];
       if (row.dataset.leaf) {
-        part("gradient").firstChild.textContent = data.words.gradient[has];
-        part("gradient").classList.toggle("yes", Boolean(has));
+        const flag = row.querySelector("button")?.getAttribute("aria-checked") ?? String(state.input === "yes");
+        const kind = has ? 1 : flag === "true" ? 2 : 0;
+        part("gradient").firstChild.textContent = data.words.gradient[kind];
+        part("gradient").className = `gradient ${["", "yes", "odd"][kind]}`;
       }
       part("passed").textContent = data.words.passed[data.passed[passed][place]];
       part("size").textContent = sizes[place];
@@ -38,47 +41,69 @@ for (const root of document.querySelectorAll(".click")) {
       part("moved").textContent = data.moved[moved][place];
       part("moved").classList.toggle("odd", row.classList.contains("frozen"));
     });
-    one(".total").textContent = `${total} KiB`;
-    one(".flops").textContent = `${flops} million FLOPs`;
-    one(".equal").textContent = data.words.equal[equal];
-    one(".told-of").textContent = data.words.told[failed];
-    one(".told").replaceChildren(
+    one(".live .total").textContent = total;
+    one(".live .flops").textContent = flops;
+    one(".live .equal").textContent = data.words.equal[equal];
+    one(".live .told-of").textContent = data.words.told[failed];
+    one(".live .told").replaceChildren(
       ...(data.told[told].length ? data.told[told] : [data.words.silent]).map(line => {
         const div = document.createElement("div");
         div.textContent = line;
         return div;
       }),
     );
+    const step = steps.findIndex(step => !step.hidden);
+    const changed = step >= 0 && address(state, -1) !== address(data.story[step][1], -1);
+    if (step >= 0) steps[step].querySelector(".since").hidden = !changed;
     if (tell) {
-      const names = [...net.children].map(row => row.dataset.name);
+      const names = rows.map(row => row.dataset.name);
       const which = list => names.filter((_, place) => list[place]).join(", ") || "nothing";
       one(".said").textContent =
-        `With a gradient: ${which(data.gradient[gradient])}. A step moves entries of: ${which(data.moved[moved])}. ` +
-        `Kept for backward: ${total} KiB. ${data.words.told[failed]}: ${one(".told").textContent}`;
-      const address = `#${state.flags}-${state.mode}-${state.input}-${state.way}`;
-      try {
-        history.replaceState(null, "", address);
-      } catch {} // a page within a page may have no address of its own
+        `With a gradient: ${which(data.gradient[gradient])}. A step changes entries of: ${which(data.moved[moved])}. ` +
+        `Saved for backward: ${total}. ${data.words.told[failed]}: ${one(".live .told").textContent}`;
+      keep(address(state, step), tell === "turned");
     }
+  };
+  const address = (state, step) =>
+    `#${state.flags}-${state.mode}-${state.input}-${state.way}` + (step < 0 ? "" : `-step${step + 1}`);
+  const keep = (place, added) => {
+    try {
+      if (added) history.pushState(null, "", place);
+      else history.replaceState(null, "", place);
+    } catch {} // a page within a page may have no address of its own
   };
 
+  // What the address says: a state, and the step of the story that it belongs to.
   const addressed = () => {
-    const [flags, mode, input, way] = location.hash.slice(1).split("-");
+    const [flags, mode, input, way, step = "step0"] = location.hash.slice(1).split("-");
     const fits = /^[01]{5}$/.test(flags) && data.mode.includes(mode) && data.input.includes(input);
-    return fits && data.way.includes(way) ? { flags, mode, input, way } : null;
+    const told = /^step[0-5]$/.test(step) && data.way.includes(way);
+    return fits && told ? { state: { flags, mode, input, way }, step: Number(step.slice(4)) - 1 } : null;
   };
   const steps = all(".step");
-  const turn = (place, tell = true) => {
-    steps.forEach((step, other) => (step.hidden = other !== place));
-    one(".free").hidden = place < steps.length;
+  const shown = place => {
+    steps.forEach((step, other) => {
+      step.hidden = other !== place;
+      step.querySelector("details").open = false;
+    });
+    one(".free").hidden = place >= 0;
     all(".steps button").forEach((button, other) => {
-      if (other === place) button.setAttribute("aria-current", "step");
+      if (other === (place < 0 ? steps.length : place)) button.setAttribute("aria-current", "step");
       else button.removeAttribute("aria-current");
     });
-    if (place < steps.length) {
-      steps[place].querySelector("details").open = false;
-      show(data.story[place][0], tell);
-    }
+  };
+  const turn = place => {
+    shown(place < steps.length ? place : -1);
+    show(place < steps.length ? data.story[place][0] : read(), "turned");
+  };
+  const arrive = () => {
+    const found = addressed();
+    const elsewhere = !/^#[01]{2}|^#.*-(train|eval)/.test(location.hash); // another section of the page
+    one(".lost").hidden = Boolean(found) || elsewhere;
+    shown(found ? found.step : 0);
+    if (found?.step >= 0 && address(found.state, -1) === address(data.story[found.step][1], -1))
+      steps[found.step].querySelector("details").open = true;
+    show(found ? found.state : data.story[0][0], false);
   };
 
   for (const button of switches) {
@@ -89,17 +114,14 @@ for (const root of document.querySelectorAll(".click")) {
   }
   for (const input of all(".live input")) input.addEventListener("change", () => show(read(), true));
   all(".steps button").forEach((button, place) => button.addEventListener("click", () => turn(place)));
-  steps.forEach((step, place) =>
-    step.querySelector("details").addEventListener("toggle", event => {
-      if (event.target.open) show(data.story[place][1], true);
-    }),
-  );
-  addEventListener("hashchange", () => addressed() && show(addressed(), false));
+  steps.forEach((step, place) => {
+    const answer = () => show(data.story[place][1], true);
+    step.querySelector("summary").addEventListener("click", () => {
+      if (!step.querySelector("details").open) answer();
+    });
+    step.querySelector(".since button").addEventListener("click", answer);
+  });
+  addEventListener("popstate", arrive);
   for (const part of all(".live, .steps")) part.hidden = false;
-  if (addressed()) {
-    turn(steps.length);
-    show(addressed(), false);
-  } else {
-    turn(0, false);
-  }
+  arrive();
 }

@@ -9,6 +9,7 @@ import html
 import itertools
 import json
 import sys
+import tomllib
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -25,12 +26,7 @@ from tests.tools.site import CHROMIUM, FLAGS
 ROOT = Path(__file__).parents[2]
 PARTS, PAGE, HERE = ROOT / "docs" / "click", ROOT / "notebooks" / "CLICK.html", "<!-- the network -->"
 PICTURE = PAGE.with_name("click.png")
-INTRO = (
-    "A small network makes one training step on 16 images. Freeze its layers, and see who gets a gradient, what is "
-    "kept in memory for backward, and what the step changes. PyTorch computed every number here beforehand, for each "
-    "of the 512 ways to set it."
-)
-FREE = "Set what you like. The address of the page keeps it, so you can send it to others."
+HEADS = ("layer, forward \u2193", "gradient, backward \u2191", "saved for backward", "changed by the step")
 SWITCHED = ("conv1", "bn", "conv2", "fc1", "fc2")
 """The layers with parameters: each has a switch."""
 ROWS = ("input", "conv1", "bn", "relu1", "conv2", "relu2", "dropout", "fc1", "relu2b", "fc2", "loss")
@@ -39,74 +35,42 @@ FIRST_PART = ("conv1", "bn", "relu1", "conv2", "relu2")
 MODES = ("train", "eval")
 INPUTS = ("no", "yes")
 WAYS = {
-    "flags": "by flags: requires_grad_(False)",
-    "freeze": "by helpers.freeze()",
-    "no_grad": "by flags, and no_grad around the convolutions",
-    "head": "by flags, and only fc2 in the optimizer",
+    "flags": "flags: requires_grad_(False)",
+    "freeze": "helpers.freeze(): flags, and held in eval mode",
+    "no_grad": "flags, and no_grad from conv1 to the second ReLU",
+    "head": "flags, and only fc2 in the optimizer",
 }
 CHOICES = {
     "mode": ("Mode of the model", {"train": "train()", "eval": "eval()"}),
     "input": ("The images require grad", {"no": "no", "yes": "yes"}),
-    "way": ("Frozen", WAYS),
+    "way": ("Frozen by", WAYS),
 }
 WORDS = {
     "flag": ["frozen", "trainable"],
-    "gradient": ["no gradient", "gets a gradient"],
+    "gradient": ["no gradient", "gets a gradient", "no gradient, though it requires grad"],
     "passed": ["", "\u2191 passes one on"],
     "equal": ["no, dropout draws", "yes"],
-    "told": ["audit says", "The step fails"],
+    "told": ["helpers.audit says", "The step fails"],
     "silent": "no findings",
 }
-
-
 WIDEST = 16 * 8 * 14 * 14 * 4
 """Bytes of the largest tensor of a layer, 16 images of 8 channels: its bar is as wide as there is room."""
 LABELS = {"input": "images", "bn": "BatchNorm", "relu1": "ReLU", "relu2": "ReLU", "relu2b": "ReLU"}
-STEPS = (
-    (
-        "Everything trains",
-        "All layers are trainable. Switch **conv1** off. Who gets no gradient any more, and how much less is kept?",
-        "Only conv1 gets none. The images were kept for the gradient of its weight, so they need not be kept any more, "
-        "and that is all. BatchNorm behind it is trainable, so everything from there on is kept and visited as before.",
-        ("11111", "train", "no", "flags"),
-        ("01111", "train", "no", "flags"),
-    ),
-    (
-        "Frozen in the middle",
-        "All layers are trainable again. Switch only **conv2** off. Do conv1 and BatchNorm, which come before it, "
-        "get a gradient all the same?",
-        "They do. A frozen layer gets no gradient for its own weight, and the gradient for what comes before it passes "
-        "through. So a third of the work of backward is saved, and nothing of what is kept.",
-        ("11111", "train", "no", "flags"),
-        ("11011", "train", "no", "flags"),
-    ),
-    (
-        "Frozen, and it moves",
-        "Switch **conv1**, **BatchNorm** and **conv2** off, as one does before fine-tuning. In train mode, does a "
-        "training step change anything in them?",
-        "It changes the running statistics of BatchNorm. They are buffers that move in the forward pass, and no flag "
-        "of a parameter reaches them. Nothing is kept for the frozen part, because backward has no reason to go there.",
-        ("11111", "train", "no", "flags"),
-        ("00011", "train", "no", "flags"),
-    ),
-    (
-        "Held",
-        "Freeze the same layers **by helpers.freeze()**, again in train mode. What does a step change now?",
-        "Only fc1 and fc2. freeze() switches the flags off and holds the frozen part in eval mode, whatever "
-        "model.train() says. Dropout belongs to the part that trains, so it draws, and equal images give two scores.",
-        ("00011", "train", "no", "flags"),
-        ("00011", "train", "no", "freeze"),
-    ),
-    (
-        "Only the head in the optimizer",
-        "Switch all flags on, and give **only fc2** to the optimizer. Is that as good as freezing the rest?",
-        "No other weight moves. But every layer gets a gradient that nobody uses, as much is kept as when everything "
-        "trains, and the running statistics move. What the optimizer holds decides about its step, and about no more.",
-        ("00011", "train", "no", "flags"),
-        ("11111", "train", "no", "head"),
-    ),
-)
-"""The story: a title, a question, its answer, and the states before and after."""
+
+
+class Step(NamedTuple):
+    title: str
+    question: str
+    answer: str
+    before: list[str]
+    after: list[str]
+
+
+TEXTS = tomllib.loads((PARTS / "story.toml").read_text("utf-8"))
+INTRO, FREE, LOST, LEGEND = (" ".join(TEXTS[name].split()) for name in ("intro", "free", "lost", "legend"))
+STEPS = [
+    Step(**{name: " ".join(v.split()) if isinstance(v, str) else v for name, v in s.items()}) for s in TEXTS["steps"]
+]
 
 
 class State(NamedTuple):
@@ -183,7 +147,7 @@ def look(state: State) -> Seen:
     try:
         optimizer = torch.optim.SGD(held, lr=0.1)
     except ValueError as refused:
-        error = f"The optimizer raises ValueError: {refused}."
+        error = f"Nothing is trainable: SGD() raises ValueError: {refused}. Forward and backward were run without it."
     found = [f"{finding.rule}: {finding.message}" for finding in audit(model, optimizer)]
     twin = copy.deepcopy(model)
     with torch.no_grad():
@@ -201,7 +165,7 @@ def look(state: State) -> Seen:
         try:
             loss.backward()
         except RuntimeError as refused:
-            error = f"backward() raises RuntimeError: {refused}."
+            error = f"{error} backward() raises RuntimeError: {refused}.".strip()
         flops = counter.get_total_flops() - before
         if optimizer and not error:
             optimizer.step()
@@ -232,11 +196,14 @@ def encoded(seen: Iterator[Seen]) -> dict[str, Any]:
         return tables[table].index(value)
 
     numbers = []
+    everything = look(of("11111", "train", "no", "flags"))
     for one in seen:
         told = [one.error] if one.error else _folded(one.audit)
         kept = [f"keeps {size / 1024:.1f} KiB" if size else "" for size in one.kept]
         wide = [round(100 * size / WIDEST) for size in one.kept]
-        total = f"{sum(one.kept) / 1024:.1f}"
+        less = [sum(everything.kept) - sum(one.kept), everything.flops - one.flops]
+        total = f"{sum(one.kept) / 1024:.1f} KiB{_less(f'{less[0] / 1024:.1f} KiB', less[0])}"
+        work = f"{one.flops:,} FLOPs{_less(f'{less[1]:,}', less[1])}"
         places = (
             place("gradient", list(map(int, one.gradient))),
             place("passed", list(map(int, one.passed))),
@@ -244,8 +211,12 @@ def encoded(seen: Iterator[Seen]) -> dict[str, Any]:
             place("moved", _by_row(one.moved)),
             place("told", told),
         )
-        numbers.append([*places, f"{one.flops / 1e6:.2f}", int(one.equal), int(bool(one.error))])
+        numbers.append([*places, work, int(one.equal), int(bool(one.error))])
     return tables | {"states": numbers}
+
+
+def _less(shown: str, number: int) -> str:
+    return f", {shown} less than when everything trains" if number else ""
 
 
 def _folded(findings: list[str]) -> list[str]:
@@ -266,12 +237,16 @@ def _by_row(changed: list[str]) -> list[str]:
 
 def page_data() -> dict[str, Any]:
     """All that the page looks up."""
-    story = [[_asked(before), _asked(after)] for *_, before, after in STEPS]
+    story = [[_asked(step.before), _asked(step.after)] for step in STEPS]
     settings = {name: list(values) for name, (_, values) in CHOICES.items()}
-    return encoded(map(look, states())) | settings | {"words": WORDS, "story": story}
+    return (
+        encoded(map(look, states()))
+        | settings
+        | {"words": WORDS, "story": story, "torch": torch.__version__.partition("+")[0]}
+    )
 
 
-def _asked(settings: tuple[str, ...]) -> dict[str, str]:
+def _asked(settings: list[str]) -> dict[str, str]:
     return dict(zip(("flags", "mode", "input", "way"), settings, strict=True))
 
 
@@ -281,27 +256,30 @@ def of(flags: str, mode: str, given: str, way: str) -> State:
 
 def fragment(data: dict[str, Any]) -> str:
     """The part of a page: the story, the network, its data, style and script."""
-    steps = "".join(_step(number, *step, data) for number, step in enumerate(STEPS, 1))
-    turns = "".join(f"<button type=button>{number}. {step[0]}</button>" for number, step in enumerate(STEPS, 1))
+    steps = "".join(_step(number, step, data) for number, step in enumerate(STEPS, 1))
+    turns = "".join(f"<button type=button>{number}. {step.title}</button>" for number, step in enumerate(STEPS, 1))
     style, script = ((PARTS / f"click.{kind}").read_text("utf-8") for kind in ("css", "js"))
     stored = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return f"""<div class="click"><style>{style}</style><p>{INTRO}</p>
 <nav class="steps" aria-label="Steps of the story" hidden>{turns}<button type=button>On your own</button></nav>
-{steps}<section class="free" hidden><p>{FREE}</p></section>
+{steps}<section class="free" hidden><p>{FREE}</p></section><p class="lost" hidden>{LOST}</p>
 <div class="live" hidden>
 <form class="controls">{"".join(_choice(name, *choice) for name, choice in CHOICES.items())}</form>
-{_network(of(*STEPS[0][3]), data, live=True)}<p class="said" role="status"></p></div>
+{_network(of(*STEPS[0].before), data, live=True)}<p class="legend">{_bold(LEGEND.format(torch=data["torch"]))}</p>
+<p class="said" role="status"></p></div>
 <script type="application/json">{stored}</script><script>{script}</script></div>
 """
 
 
-def _step(number: int, title: str, question: str, answer: str, before, after, data: dict[str, Any]) -> str:
+def _step(number: int, step: Step, data: dict[str, Any]) -> str:
     without = "".join(
         f"<p>{when} (without JavaScript, as a picture):</p>{_network(of(*state), data)}"
-        for when, state in (("Before", before), ("After", after))
+        for when, state in (("Before", step.before), ("After", step.after))
     )
-    return f"""<section class="step"><h2>{number}. {title}</h2><p>{_bold(question)}</p>
-<details><summary>Show me</summary><p>{_bold(answer)}</p><noscript>{without}</noscript></details></section>
+    again = "You have changed the settings since. <button type=button>Set it again</button>"
+    return f"""<section class="step"><h2>{number}. {step.title}</h2><p>{_bold(step.question)}</p>
+<details><summary>Set it, and show me</summary><p>{_bold(step.answer)}</p>
+<p class="since" hidden>{again}</p><noscript>{without}</noscript></details></section>
 """
 
 
@@ -322,7 +300,7 @@ def _network(state: State, data: dict[str, Any], live: bool = False) -> str:
     """The network in a state, from the images down to the loss, and what there is to say of the whole."""
     gradient, passed, kept, moved, told, flops, equal, failed = data["states"][state.number]
     total, sizes, widths = data["kept"][kept]
-    rows = []
+    rows = [f'<li class="head" aria-hidden="true">{"".join(f"<span>{head}</span>" for head in HEADS)}</li>']
     for place, name in enumerate(ROWS):
         label, leaf, frozen = LABELS.get(name, name), name in SWITCHED, name in set(SWITCHED) - state.trainable
         flag = f"{label} <small>{WORDS['flag'][not frozen]}</small>"
@@ -330,25 +308,25 @@ def _network(state: State, data: dict[str, Any], live: bool = False) -> str:
         if leaf and live:
             shown = f'<button type=button role="switch" aria-checked="{str(not frozen).lower()}">{flag}</button>'
         has = data["gradient"][gradient][place]
-        got = WORDS["gradient"][has] if leaf or name == "input" else ""
+        wanted = name in state.trainable or (name == "input" and state.input == "yes")
+        kind = 1 if has else 2 if wanted else 0
+        got = WORDS["gradient"][kind] if leaf or name == "input" else ""
         rows.append(
             f'<li data-name="{label}"{" data-leaf=1" if got else ""}{" class=frozen" if frozen else ""}>'
             f'<span class="name">{shown}</span>'
-            f'<span class="gradient{" yes" if has else ""}"><span>{got}</span>'
+            f'<span class="gradient{("", " yes", " odd")[kind]}"><span>{got}</span>'
             f'<span class="passed">{WORDS["passed"][data["passed"][passed][place]]}</span></span>'
             f'<span class="kept"><span class="size">{sizes[place]}</span>'
             f'<span class="bar" style="width:{widths[place]}%"></span></span>'
             f'<span class="moved{" odd" if frozen else ""}">{data["moved"][moved][place]}</span></li>'
         )
     lines = "".join(f"<div>{html.escape(line)}</div>" for line in data["told"][told] or [WORDS["silent"]])
-    sums = {
-        ("Kept for backward", ""): f'<span class="total">{total} KiB</span> (what two layers need is counted once)',
-        ("Work of backward", ""): f'<span class="flops">{flops} million FLOPs</span>',
-        ("The same images give the same scores", ""): f'<span class="equal">{WORDS["equal"][equal]}</span>',
-        (WORDS["told"][failed], ' class="told-of"'): f'<span class="told">{lines}</span>',
-    }
-    listed = "".join(f"<dt{kind}>{term}</dt><dd>{value}</dd>" for (term, kind), value in sums.items())
-    return f'<ol class="net">{"".join(rows)}</ol><dl>{listed}</dl>'
+    return (
+        f'<dl class="sums"><dt>Saved for backward</dt><dd class="total">{total}</dd>'
+        f'<dt>Work of backward</dt><dd class="flops">{flops}</dd></dl><ol class="net">{"".join(rows)}</ol>'
+        f'<dl><dt class="told-of">{WORDS["told"][failed]}</dt><dd class="told">{lines}</dd>'
+        f'<dt>The same scores twice</dt><dd class="equal">{WORDS["equal"][equal]}</dd></dl>'
+    )
 
 
 def page(data: dict[str, Any]) -> str:
@@ -370,14 +348,14 @@ def resolved(data: dict[str, Any], number: int) -> list[Any]:
 
 
 def photograph() -> None:
-    """The picture of the second answer, which lesson 01 shows."""
+    """The picture of the first answer, which lesson 01 shows."""
     from PIL import Image
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         view = browser.new_page(viewport={"width": 900, "height": 900}, device_scale_factor=1.5)
-        view.goto(f"{PAGE.as_uri()}#{'-'.join(STEPS[1][-1])}")
+        view.goto(f"{PAGE.as_uri()}#{'-'.join(STEPS[0].after)}")
         view.locator(".live ol.net").screenshot(path=PICTURE)
         browser.close()
     Image.open(PICTURE).convert("RGB").quantize(64).save(PICTURE, optimize=True)
