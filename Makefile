@@ -2,6 +2,7 @@
 #   make lab ARGS="--no-browser --port 9999"      make test ARGS="notebooks/06_finetune_last_layer.ipynb"
 PYTHON ?= python3
 PY := .venv/bin/python
+FORKED := $(if $(filter Linux,$(shell uname)),-p tests.tools.fast)
 RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 help: ## list the targets
@@ -39,8 +40,8 @@ lint: .venv/ready ## check style, format, types and workflow files
 
 stable: .venv/ready ## compare the lessons' outputs with two threads, and with plain and AVX2 instructions
 	OMP_NUM_THREADS=2 $(PY) -m pytest -n 0 notebooks
-	ATEN_CPU_CAPABILITY=default $(PY) -m pytest notebooks
-	ATEN_CPU_CAPABILITY=avx2 $(PY) -m pytest notebooks
+	ATEN_CPU_CAPABILITY=default $(PY) -m pytest $(FORKED) notebooks
+	ATEN_CPU_CAPABILITY=avx2 $(PY) -m pytest $(FORKED) notebooks
 
 matrix: .venv/ready ## run everything on the oldest and newest versions, other threads, instruction sets and settings
 	$(PY) -m tests.tools.matrix $(ARGS)
