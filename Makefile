@@ -65,9 +65,10 @@ dist: .venv/ready ## build the wheel and the source archive in build/dist, and c
 click: .venv/ready ## run every state of the network that is frozen with a click, and write its page and picture
 	$(PY) -m tests.tools.click
 
-week: .venv/ready ## play a learner's week, from a fresh clone and from the wheel: start, guess, answer, update
+week: .venv/ready ## play a learner's week, from a fresh clone and from the wheel: start, guess, answer, update, all lessons
 	$(PY) -m pip install --quiet 'build>=1.2,<2'
 	$(PY) -m tests.tools.week
+	$(PY) -m tests.tools.week all
 
 weights: .venv/ready ## pretrain the small network of helpers.lessons.digits again
 	$(PY) -m helpers.lessons.digits
