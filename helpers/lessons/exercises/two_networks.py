@@ -95,7 +95,8 @@ def one_round(answer):
     modes, given = facts(pair)["modes"], copy.deepcopy(rounds)
     _play(answer, pair, optimizers, rounds, flags)
     before, now = started.state_dict(), pair.state_dict()
-    if any(not torch.equal(old, new) for pairs in zip(given, rounds, strict=True) for old, new in zip(*pairs)):
+    tensors = [(old, new) for pairs in zip(given, rounds, strict=True) for old, new in zip(*pairs, strict=True)]
+    if not all(torch.equal(old, new) for old, new in tensors):
         raise lesson.not_yet("data")
     frozen = [name for name, parameter in started.named_parameters() if not parameter.requires_grad]
     if moved := [name for name in frozen if not torch.equal(before[name], now[name])]:
@@ -152,14 +153,12 @@ def _play(answer, pair, optimizers, rounds, flags, old=True):
     for noise, real in rounds:
         log.clear()
         run(answer, pair["generator"], pair["critic"], optimizers["generator"], optimizers["critic"], noise, real)
-        if facts(pair)["flags"] != flags:
-            on = [
-                name for (name, p), flag in zip(pair.named_parameters(), flags, strict=True) if p.requires_grad > flag
-            ]
-            off = [
-                name for (name, p), flag in zip(pair.named_parameters(), flags, strict=True) if p.requires_grad < flag
-            ]
-            raise lesson.not_yet("thawed" if on else "left-frozen", number=len(on or off), first=(on or off)[0])
+        named = zip(pair.named_parameters(), flags, strict=True)
+        others = {name: parameter.requires_grad for (name, parameter), flag in named if parameter.requires_grad != flag}
+        if others:
+            names = [name for name, trains in others.items() if trains] or list(others)
+            key = "thawed" if others[names[0]] else "left-frozen"
+            raise lesson.not_yet(key, number=len(names), first=names[0])
         steps = [event for event in log if event.startswith("step")]
         if steps != ["step of critic", "step of generator"]:
             raise lesson.not_yet("steps", steps=", ".join(steps) or "none")
