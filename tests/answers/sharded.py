@@ -1,11 +1,12 @@
 """Answers to the exercises of the lesson on sharded training."""
 
+import copy
 import math
 from fractions import Fraction
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from helpers import freeze
 from tests.tools.exercises import Answers
@@ -298,6 +299,124 @@ def twice_as_long(model, optimizer, epoch, validate):
             model.head.requires_grad_(False)
 
 
+@right("freeze-after-validation")
+def both_forms(model, optimizer, epoch, validate):
+    shards = list(model.head.parameters())
+    for _ in range(4):
+        epoch(model, optimizer)
+        if validate(model) >= 0.9:
+            for parameter in [*shards, *model.head.parameters()]:
+                parameter.requires_grad_(False)
+
+
+@right("freeze-after-validation")
+def before_the_next_epoch(model, optimizer, epoch, validate):
+    reached = False
+    for _ in range(4):
+        if reached:
+            model.reshard()
+            model.requires_grad_(False)
+            model.body.requires_grad_(True)
+        epoch(model, optimizer)
+        reached = validate(model) >= 0.9 or reached
+
+
+@right("freeze-after-validation")
+def flags_and_a_new_optimizer(model, optimizer, epoch, validate):
+    for _ in range(4):
+        epoch(model, optimizer)
+        reached = validate(model) >= 0.9
+        model.reshard()
+        if reached:
+            model.head.requires_grad_(False)
+            optimizer = torch.optim.SGD(model.body.parameters(), lr=0.1)
+
+
+@wrong("freeze-after-validation", "moved in all four epochs")
+def above_instead_of_from(model, optimizer, epoch, validate):
+    """0.9 or more is more than 0.9."""
+    for _ in range(4):
+        epoch(model, optimizer)
+        accuracy = validate(model)
+        model.reshard()
+        if accuracy > 0.9:
+            model.head.requires_grad_(False)
+
+
+@wrong("freeze-after-validation", "not by the number of the epoch")
+def after_two_epochs(model, optimizer, epoch, validate):
+    """The head is good after two epochs."""
+    for number in range(4):
+        epoch(model, optimizer)
+        validate(model)
+        model.reshard()
+        if number == 1:
+            model.head.requires_grad_(False)
+
+
+@wrong("freeze-after-validation", "In the end head.bias requires grad, and the rest of the head does not")
+def the_weight_only(model, optimizer, epoch, validate):
+    """The weight is the layer."""
+    for _ in range(4):
+        epoch(model, optimizer)
+        reached = validate(model) >= 0.9
+        model.reshard()
+        if reached:
+            model.head.weight.requires_grad_(False)
+
+
+@wrong("freeze-after-validation", "in the end flags of it are off: body.0.bias")
+def body_in_part(model, optimizer, epoch, validate):
+    """Biases are frozen with the head."""
+    for _ in range(4):
+        epoch(model, optimizer)
+        reached = validate(model) >= 0.9
+        model.reshard()
+        if reached:
+            model.head.requires_grad_(False)
+            model.body[0].bias.requires_grad_(False)
+
+
+@wrong("freeze-after-validation", "frozen an epoch too early")
+def validated_first(model, optimizer, epoch, validate):
+    """Whether one validates before or after an epoch is the same."""
+    for _ in range(4):
+        reached = validate(model) >= 0.9
+        model.reshard()
+        if reached:
+            model.head.requires_grad_(False)
+        epoch(model, optimizer)
+
+
+@wrong("freeze-after-validation", "either the head moved in between")
+def put_back(model, optimizer, epoch, validate):
+    """What is put back in the end has not moved."""
+    kept = None
+    for _ in range(4):
+        epoch(model, optimizer)
+        reached = validate(model) >= 0.9
+        model.reshard()
+        if reached and kept is None:
+            kept = [parameter.detach().clone() for parameter in model.head.parameters()]
+    with torch.no_grad():
+        for parameter, numbers in zip(model.head.parameters(), kept, strict=True):
+            parameter.copy_(numbers)
+    model.head.requires_grad_(False)
+
+
+@wrong("freeze-after-validation", "or it was switched on again")
+def flags_restored(model, optimizer, epoch, validate):
+    """Whoever sets flags sets them back."""
+    for _ in range(4):
+        epoch(model, optimizer)
+        reached = validate(model) >= 0.9
+        model.reshard()
+        if reached:
+            model.head.requires_grad_(False)
+    model.head.requires_grad_(True)
+    epoch(model, optimizer)
+
+
 @right("bytes-of-a-step")
 def of_what_is_trainable(model, n):
     return 2 * (n - 1) / n * sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
@@ -341,6 +460,21 @@ def whole_layers(model, n):
     """A layer is frozen or not."""
     held = [list(layer.parameters(recurse=False)) for layer in model.modules()]
     trainable = {p for part in held for p in part if part[0].requires_grad}
+    return 2 * (n - 1) / n * sum(p.nbytes for p in trainable)
+
+
+@wrong("bytes-of-a-step", "Parameters may have other names than weight and bias")
+def by_names(model, n):
+    """Parameters are called weight and bias."""
+    named = [p for name, p in model.named_parameters() if name.endswith(("weight", "bias"))]
+    return 2 * (n - 1) / n * sum(p.nbytes for p in named if p.requires_grad)
+
+
+@wrong("bytes-of-a-step", "Parameters may have other names than weight and bias")
+def of_the_layers(model, n):
+    """Only layers have parameters."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.BatchNorm1d | nn.Conv2d)]
+    trainable = {p for layer in layers for p in layer.parameters() if p.requires_grad}
     return 2 * (n - 1) / n * sum(p.nbytes for p in trainable)
 
 
@@ -490,6 +624,65 @@ def by_split(model, rank, n):
     for parameter in model.parameters():
         parts = torch.split(parameter, -(-parameter.shape[0] // n))
         total += dict(enumerate(parts)).get(rank, parameter[:0]).nbytes * (4.0 if parameter.requires_grad else 1.0)
+    return total
+
+
+@right("bytes-of-a-rank")
+def by_row_numbers(model, rank, n):
+    total = 0
+    for parameter in model.parameters():
+        owners = torch.arange(len(parameter)) // math.ceil(len(parameter) / n)
+        row = parameter.nbytes // len(parameter)
+        total += int((owners == rank).sum()) * row * (4 if parameter.requires_grad else 1)
+    return total
+
+
+@right("bytes-of-a-rank")
+def by_the_fake_backend(model, rank, n):
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", rank=rank, world_size=n, store=FakeStore())
+    model = fully_shard(copy.deepcopy(model), mesh=torch.distributed.init_device_mesh("cpu", (n,)))
+    held = [(p.to_local().nbytes, p.requires_grad) for p in model.parameters()]
+    torch.distributed.destroy_process_group()
+    return sum(size * (1 + 3 * flag) for size, flag in held)
+
+
+@wrong("bytes-of-a-rank", "spread evenly here, as torch.tensor_split does it")
+def spread_evenly(model, rank, n):
+    """Each rank has as many rows as the others, or one more."""
+    return sum(p.detach().tensor_split(n)[rank].nbytes * (4 if p.requires_grad else 1) for p in model.parameters())
+
+
+@wrong("bytes-of-a-rank", "FSDP cuts the first")
+def by_columns(model, rank, n):
+    """A matrix is cut along its inputs."""
+    total = 0
+    for parameter in model.parameters():
+        parts = parameter.detach().chunk(n, dim=-1)
+        total += (parts[rank].nbytes if rank < len(parts) else 0) * (4 if parameter.requires_grad else 1)
+    return total
+
+
+@wrong("bytes-of-a-rank", "laid in a row and cut")
+def flattened(model, rank, n):
+    """FSDP packs numbers, and each rank has its part of them."""
+    total = 0
+    for parameter in model.parameters():
+        parts = parameter.detach().flatten().chunk(n)
+        total += (parts[rank].nbytes if rank < len(parts) else 0) * (4 if parameter.requires_grad else 1)
+    return total
+
+
+@wrong("bytes-of-a-rank", "A convolution, and a parameter of the model itself")
+def as_matrices(model, rank, n):
+    """A row has as many numbers as the layer has inputs."""
+    total = 0
+    for p in model.parameters():
+        parts = torch.arange(len(p)).chunk(n)
+        rows = len(parts[rank]) if rank < len(parts) else 0
+        row = (p.shape[1] if p.dim() > 1 else 1) * p.element_size()
+        total += rows * row * (4 if p.requires_grad else 1)
     return total
 
 

@@ -3,6 +3,7 @@
 import math
 import textwrap
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import cache
 from numbers import Real
 from typing import Any, NamedTuple
@@ -22,8 +23,8 @@ check, predict, progress = lesson.check, lesson.predict, lesson.progress
 
 WANTED = 0.9
 """The accuracy from which on the head is frozen."""
-ACCURACIES = (0.5, 0.95, 0.7, 0.97)
-"""What the validations of the repair tell, epoch by epoch."""
+ACCURACIES, SOONER = (0.5, 0.9, 0.7, 0.97), (0.95, 0.5, 0.7, 0.8)
+"""What the validations of the repair tell, epoch by epoch, and another time."""
 DTYPES = "Parameters of 8, 4 and 2 bytes a number, 2 workers"
 
 
@@ -102,14 +103,15 @@ class _Told(NamedTuple):
 class _Validation:
     """A pass under no_grad that tells the accuracies one after the other, and what it was asked about."""
 
-    def __init__(self) -> None:
+    def __init__(self, accuracies: tuple[float, ...]) -> None:
+        self.accuracies = accuracies
         self.models: list[Any] = []
 
     def __call__(self, model: Any) -> float:
         with torch.no_grad():
             model(_batches()[0][0])
         self.models.append(model)
-        return ACCURACIES[min(len(self.models), len(ACCURACIES)) - 1]
+        return self.accuracies[min(len(self.models), len(self.accuracies)) - 1]
 
 
 @lesson.exercise("freeze-after-validation")
@@ -117,6 +119,8 @@ def freeze_after_validation(answer):
     attempted(answer)
     with alone():
         told = _loop(answer)
+        if not told.key and _loop(answer, SOONER, "sooner").key:
+            told = _Told("by-number", {"accuracies": ", ".join(map(str, SOONER))})
     if told.key:
         raise lesson.not_yet(told.key, **(told.values or {}))
     try:
@@ -128,9 +132,9 @@ def freeze_after_validation(answer):
         raise lesson.not_yet("two-processes", told=lesson.not_yet(told.key, **(told.values or {})))
 
 
-def _loop(answer) -> _Told:
-    """What is wrong with the loop on this rank, all ranks together."""
-    model, validation = _shard(_parts()), _Validation()
+def _loop(answer, accuracies: tuple[float, ...] = ACCURACIES, due: str = "right") -> _Told:
+    """What is wrong with the loop on this rank, all ranks together. ``due`` is its name in `_FLAGS`."""
+    model, validation = _shard(_parts()), _Validation(accuracies)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     held, batches = list(model.parameters()), _batches()
 
@@ -145,13 +149,19 @@ def _loop(answer) -> _Told:
     if list(map(id, now)) != list(map(id, held)):
         return _Told("other-parameters")
     whole = [_whole(parameter) for parameter in now]
-    flags = {name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    flags = dict(zip((name for name, _ in model.named_parameters()), (one.requires_grad for one in now), strict=True))
     done = next((name for name in _FLAGS if _close(whole, _reference(name))), "other")
-    if "head" in flags:
-        return _Told({"right": "flag-on", "once": "one-step", "again": "one-step"}.get(done, "trainable"))
-    if "body" not in flags:
-        return _Told("body")
-    return _Told("" if done == "right" else done)
+    on = [name for name, flag in flags.items() if flag and name.startswith("head")]
+    off = [name for name, flag in flags.items() if not flag and name.startswith("body")]
+    if len(on) == 1:
+        return _Told("in-part", {"name": on[0]})
+    if on:
+        return _Told({due: "flag-on", "once": "one-step", "again": "one-step"}.get(done, "trainable"))
+    if off:
+        return _Told("body", {"names": " and ".join(off)})
+    if done == "other" and _close(whole[-2:], _reference(due)[-2:]):
+        return _Told("in-between")
+    return _Told("" if done == due else done)
 
 
 def _close(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
@@ -165,6 +175,7 @@ _FLAGS = {
     "one-more": "11111",
     "all": "11111111",
     "late": "111111",
+    "sooner": "11",
     "early": "",
     "twice": "11110011",
 }
@@ -192,6 +203,7 @@ def bytes_of_a_step(answer):
             "first-flag": _sent(n, _of_layers(*model.modules(), whole=True)),
             "frozen": _sent(n, everything),
             "buffers": _sent(n, size + _bytes(model.buffers())),
+            "by-name": _sent(n, _bytes(one for one in trainable if not any(one is scale for scale in _scales(model)))),
             "all-entries": _sent(n, everything + _bytes(model.buffers())),
             "numbers": _sent(n, sum(parameter.numel() for parameter in trainable)),
             "four-bytes": _sent(n, sum(parameter.numel() for parameter in trainable) * 4),
@@ -214,6 +226,9 @@ def bytes_of_a_rank(answer):
             due = _sum(own)
             wrong = {
                 "nth": whole / n,
+                "evenly": _sum(_shares(model, rank, n, cut=_evenly)),
+                "columns": _sum(_shares(model, rank, n, cut=_columns)),
+                "flat": _sum(_shares(model, rank, n, cut=_flat)),
                 "first-rank": _sum(_shares(model, 0, n)),
                 "whole": whole,
                 "rounded": _sum([(len(one) // n * one[:1].nbytes, one.requires_grad) for one in model.parameters()]),
@@ -262,11 +277,32 @@ def _of_layers(*layers: nn.Module, whole: bool = False) -> int:
     return _bytes({one for part in held for one in part if (part[0] if whole else one).requires_grad})
 
 
-def _shares(model: nn.Module, rank: int, n: int, itemsize: int = 0) -> list[tuple[int, bool]]:
+def _scales(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters with another name than those of PyTorch's layers."""
+    return [one for name, one in model.named_parameters() if not name.endswith(("weight", "bias"))]
+
+
+def _rows(parameter: torch.Tensor, n: int) -> Sequence[torch.Tensor]:
+    return parameter.chunk(n)
+
+
+def _evenly(parameter: torch.Tensor, n: int) -> Sequence[torch.Tensor]:
+    return parameter.tensor_split(n)
+
+
+def _columns(parameter: torch.Tensor, n: int) -> Sequence[torch.Tensor]:
+    return parameter.chunk(n, dim=-1)
+
+
+def _flat(parameter: torch.Tensor, n: int) -> Sequence[torch.Tensor]:
+    return parameter.flatten().chunk(n)
+
+
+def _shares(model: nn.Module, rank: int, n: int, itemsize: int = 0, cut: Any = _rows) -> list[tuple[int, bool]]:
     """For each parameter how many bytes of it a rank owns, and whether it is trained."""
     shares = []
     for parameter in model.parameters():
-        chunks = parameter.detach().chunk(n)
+        chunks = cut(parameter.detach(), n)
         own = chunks[rank].numel() if rank < len(chunks) else 0
         shares.append((own * (itemsize or parameter.element_size()), parameter.requires_grad))
     return shares
@@ -286,6 +322,8 @@ def _models() -> dict[str, tuple[nn.Module, int]]:
     nested = nn.Sequential(nn.Sequential(partly, nn.Linear(4, 4)), nn.Linear(4, 2))
     tied = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     tied[1].weight = tied[0].weight
+    own = nn.Sequential(nn.Conv2d(4, 5, 3), nn.Flatten())
+    own.scale = nn.Parameter(torch.ones(5, 2, 3))
     models = {
         "A layer of 110 numbers, 4 workers": (nn.Linear(10, 10), 4),
         "A frozen backbone and a head, 4 workers": (head_only, 4),
@@ -295,6 +333,7 @@ def _models() -> dict[str, tuple[nn.Module, int]]:
         "Layers within layers, the first weight frozen, 4 workers": (nested, 4),
         "Two layers that share a weight, 3 workers": (tied, 3),
         "64 workers": (nn.Linear(10, 10), 64),
+        "A convolution, and a parameter of the model itself, 4 workers": (own, 4),
     }
     # The lesson computes in double precision by default.
     return {case: (model if case == DTYPES else model.float(), n) for case, (model, n) in models.items()}
