@@ -112,7 +112,7 @@ class Week:
         return "".join(output.get("text", "") for output in last.outputs)
 
     def answered(self, lesson: str) -> None:
-        """Run a lesson as it is, which scores nothing; then guess what came out, answer as the solutions do, and run."""
+        """Run a lesson as it is, which scores nothing; then guess what came out, and answer as solutions do."""
         name = lesson.partition("_")[2].removesuffix(".ipynb")
         stood = self.progress()
         truths = json.loads(self.run(lesson, SPY, "print(json.dumps(_truths))"))
