@@ -3,11 +3,12 @@
 import copy
 import os
 import random
+import time
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
@@ -63,6 +64,15 @@ wrong("who-stays-equal", "only a forward pass through the wrapper")(
 wrong("who-stays-equal", "waits for nothing, so no error comes")(
     EQUAL | {"DDP, past the wrapper": "raises"}, "DDP notices that it is not called."
 )
+wrong("who-stays-equal", "the gradients of norm layer and head are averaged")(
+    EQUAL | {"freeze(body), DDP": False}, "A DDP that does not hold all parameters averages nothing."
+)
+wrong("who-stays-equal", "What does the second step find?")(
+    EQUAL | {"spare layer, DDP": False}, "What gets no gradient keeps the others from being sent, and nobody notices."
+)
+wrong("who-stays-equal", "nothing of it is waited for, and it is used")(
+    EQUAL | {"norm.train(), freeze(norm), DDP": "raises"}, "A frozen layer in train mode confuses DDP."
+)
 
 
 @right("second-phase")
@@ -110,6 +120,74 @@ def averaged_by_hand(wrapped):
     for parameter in wrapped.module.body[-1].requires_grad_(True).parameters():
         parameter.register_post_accumulate_grad_hook(average)
     return wrapped
+
+
+@right("second-phase")
+def averaged_in_a_tensor_hook(wrapped):
+    def average(gradient):
+        dist.all_reduce(total := gradient.clone())
+        return total / dist.get_world_size()
+
+    for parameter in wrapped.module.body[-1].requires_grad_(True).parameters():
+        parameter.register_hook(average)
+    return wrapped
+
+
+@right("second-phase")
+def wrapped_in_place(wrapped):
+    wrapped.module.body[-1].requires_grad_(True)
+    wrapped.__init__(wrapped.module)
+    return wrapped
+
+
+@right("second-phase")
+def a_ddp_for_the_layer(wrapped):
+    wrapped.module.body[-1] = DistributedDataParallel(wrapped.module.body[-1].requires_grad_(True))
+    return wrapped
+
+
+@wrong("second-phase", "equal on both, and it is not the average")
+def added_up_by_hand(wrapped):
+    """all_reduce gives the average."""
+    for parameter in wrapped.module.body[-1].requires_grad_(True).parameters():
+        parameter.register_post_accumulate_grad_hook(lambda one: dist.all_reduce(one.grad))
+    return wrapped
+
+
+@wrong("second-phase", "equal on both, and it is not the average")
+def handed_out_by_rank_0(wrapped):
+    """What counts is that all ranks have the same gradient."""
+    for parameter in wrapped.module.body[-1].requires_grad_(True).parameters():
+        parameter.register_post_accumulate_grad_hook(lambda one: dist.broadcast(one.grad, 0))
+    return wrapped
+
+
+@wrong("second-phase", "equal on both, and it is not the average")
+def divided_twice(wrapped):
+    """DDP adds up, so the average is still to be taken, after it."""
+    wrapped.module.body[-1].requires_grad_(True)
+    again = DistributedDataParallel(wrapped.module)
+
+    def halved(state, bucket):
+        return allreduce_hook(None, bucket).then(lambda done: done.value() / dist.get_world_size())
+
+    again.register_comm_hook(None, halved)
+    return again
+
+
+@wrong("second-phase", "nothing where no_sync is in force")
+def without_sending(wrapped):
+    """To wrap is enough; sending can be left to the last batch."""
+    wrapped.module.body[-1].requires_grad_(True)
+    again = DistributedDataParallel(wrapped.module)
+    again.require_backward_grad_sync = False
+    return again
+
+
+@wrong("second-phase", "around a part of the model: a Linear")
+def the_layer_alone(wrapped):
+    """A DDP is needed for what is new only."""
+    return DistributedDataParallel(wrapped.module.body[-1].requires_grad_(True))
 
 
 @wrong("second-phase", "yet on the list of the DDP that you return: body.0.bias, body.0.weight")
@@ -162,7 +240,7 @@ def a_group_of_rank_0(wrapped):
     return DistributedDataParallel(wrapped.module, process_group=dist.new_group([0]))
 
 
-@wrong("second-phase", "what a hook makes of a gradient counts")
+@wrong("second-phase", "look for a division that is missing, or there twice")
 def summed_up(wrapped):
     """DDP adds up, so the average is still to be taken."""
     for parameter in wrapped.module.body[-1].requires_grad_(True).parameters():
@@ -279,6 +357,42 @@ def in_a_column(images, rank, world):
 @right("my-part")
 def by_the_remainder(images, rank, world):
     return (image for image in range(images) if image % world == rank)
+
+
+@right("my-part")
+def a_column_of_numpy(images, rank, world):
+    return np.argwhere(np.arange(images) % world == rank)
+
+
+@right("my-part")
+def the_first_have_one_more(images, rank, world):
+    size, more = divmod(images, world)
+    first = rank * size + min(rank, more)
+    return range(first, first + size + (rank < more))
+
+
+@wrong("my-part", "array([0, 4, 8]) is no position")
+def a_tuple_of_numpy(images, rank, world):
+    """np.where gives positions."""
+    return np.where(np.arange(images) % world == rank)
+
+
+@wrong("my-part", "they take 3, 3, 3, 1")
+def chunks_of_torch(images, rank, world):
+    """chunk makes parts as equal as can be."""
+    return torch.arange(images).chunk(world)[rank]
+
+
+@wrong("my-part", "2 missing, the first at 8")
+def the_sampler_drops(images, rank, world):
+    """With drop_last no image is repeated, so each is there once."""
+    return list(DistributedSampler(range(images), world, rank, shuffle=False, drop_last=True))
+
+
+@wrong("my-part", "another process takes other images")
+def seeded_by_the_hour(images, rank, world):
+    """All processes are started in the same hour."""
+    return random.Random(time.time() // 3600).sample(range(images), images)[rank::world]
 
 
 @wrong("my-part", "2 missing, the first at 8")
