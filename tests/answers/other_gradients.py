@@ -16,16 +16,11 @@ CALLED = {
     "backward: layer backward": True,
     "frozen: layer backward": False,
     "frozen, x requires grad: layer backward": True,
-    "frozen, x requires grad: weight": False,
     "no_grad: layer forward": True,
     "forward: net forward": False,
-    "forward: layer forward": True,
-    "autograd.grad: weight": True,
     "autograd.grad: weight .grad": False,
-    "deepcopy: layer forward": True,
     "deepcopy: weight": False,
     "functional_call: layer forward": True,
-    "functional_call: weight": False,
 }
 right("which-hook-is-called")(CALLED)
 right("which-hook-is-called")(dict(reversed(CALLED.items())))
@@ -41,39 +36,25 @@ wrong("which-hook-is-called", "its output does not either")(
 wrong("which-hook-is-called", "has to pass through the frozen layer")(
     CALLED | {"frozen, x requires grad: layer backward": False}, "A frozen layer is a wall for backward."
 )
-wrong("which-hook-is-called", "does not compute the gradient of a frozen weight")(
-    CALLED | {"frozen, x requires grad: weight": True}, "Where backward passes, all hooks are called."
-)
-wrong("which-hook-is-called", "Now it waits, and nothing raises")(
-    CALLED | {"frozen, x requires grad: weight": "raises"}, "A hook needs a tensor that requires grad, in every pass."
-)
 wrong("which-hook-is-called", "stops the recording only")(
     CALLED | {"no_grad: layer forward": False}, "Under no_grad no hook is called."
 )
 wrong("which-hook-is-called", "the bare method")(
     CALLED | {"forward: net forward": True}, "net(x) and net.forward(x) are the same."
 )
-wrong("which-hook-is-called", "calls its layers in the ordinary way")(
-    CALLED | {"forward: layer forward": False}, "net.forward(x) passes by all hooks."
-)
-wrong("which-hook-is-called", "waits for just that")(
-    CALLED | {"autograd.grad: weight": False}, "autograd.grad calls no hooks."
-)
 wrong("which-hook-is-called", "nothing was accumulated")(
     CALLED | {"autograd.grad: weight .grad": True}, "A gradient was computed, so all hooks of the weight are called."
-)
-wrong("which-hook-is-called", "takes the hooks of modules along")(
-    CALLED | {"deepcopy: layer forward": False}, "A copy has no hooks."
 )
 wrong("which-hook-is-called", "stay with the original")(
     CALLED | {"deepcopy: weight": True}, "A deep copy has all that the original has."
 )
-wrong("which-hook-is-called", "another tensor takes its place")(
-    CALLED | {"functional_call: weight": True}, "The hook belongs to the name 0.weight."
-)
 wrong("which-hook-is-called", "Only the tensors are others")(
     CALLED | {"functional_call: layer forward": False}, "A functional call goes around the module."
 )
+wrong("which-hook-is-called", "and the hook waits")(
+    CALLED | {"autograd.grad: weight .grad": "raises"}, "A hook for .grad needs a .grad."
+)
+wrong("which-hook-is-called", "may be called")(CALLED | {"forward: net forward": "raises"}, "forward is private.")
 
 
 @right("attack-in-training")
@@ -187,7 +168,7 @@ def in_train_mode(model, images, labels, size):
     return attacked
 
 
-@wrong("attack-in-training", "The images that were given have changed")
+@wrong("attack-in-training", "The images that were given have changed, or the labels")
 def in_place(model, images, labels, size):
     """The attacked images take the place of the others."""
     attacked = asked_for_the_image(model, images, labels, size)
@@ -584,3 +565,11 @@ def gradients_emptied(model, first, later, rate):
     """A step begins with zero_grad()."""
     model.zero_grad()
     return a_functional_call(model, first, later, rate)
+
+
+@wrong("round-in-a-range", "leave its flag as it is")
+def flag_of_the_weight_on(w, low, high):
+    """A weight needs its flag for a gradient."""
+    if w.is_leaf:
+        w.requires_grad_()
+    return clamp_then_straight_through(w, low, high)

@@ -67,9 +67,9 @@ def attack_in_training(answer):
         net[4].bias.grad = None
         net[:frozen].requires_grad_(False)
         slope = _slope(net, images, labels)
-        before, handed, size = _state(net), images.clone(), 0.05 if frozen == 2 else 0.1
+        before, handed, size = _state(net), (images.clone(), labels.clone()), 0.05 if frozen == 2 else 0.1
         attacked = run(answer, net, images, labels, size)
-        if not torch.equal(images, handed):
+        if not torch.equal(images, handed[0]) or not torch.equal(labels, handed[1]):
             raise lesson.not_yet("images-changed")
         if images.requires_grad or images.grad is not None:
             raise lesson.not_yet("image-flag")
@@ -147,6 +147,8 @@ def round_in_a_range(answer):
         still = values.clone()
         result = run(answer, still, low, high)
         _rounded(result, still, values, low, high)
+        if still.requires_grad:
+            raise lesson.not_yet("flag-changed")
 
 
 def _rounded(result, w, handed, low, high):
