@@ -109,6 +109,11 @@ def flags_off_and_restored(model, images, labels, size):
     return (images - size * pixels.grad.sign()).clamp(0, 1)
 
 
+@right("attack-in-training")
+def in_double_precision(model, images, labels, size):
+    return asked_for_the_image(model, images, labels, size).double()
+
+
 @wrong("attack-in-training", "left something on the images")
 def as_it_was(model, images, labels, size):
     """An attack takes the gradient of the images by backward(), and zero_grad() cleans up."""
@@ -322,6 +327,12 @@ def inside_by_the_level(w, low, high):
     return torch.where(inside, w + (w.round() - w).detach(), w.detach().round().clamp(low, high))
 
 
+@wrong("round-in-a-range", "when its rounded value is")
+def fake_quantized(w, low, high):
+    """torch has it: fake quantization."""
+    return torch.fake_quantize_per_tensor_affine(w.float(), 1.0, 0, low, high).to(w.dtype)
+
+
 @wrong("round-in-a-range", "is wanted")
 def always_three_levels(w, low, high):
     """The levels are those of the lesson."""
@@ -416,6 +427,23 @@ def a_copy_with_results_in_it(model, first, later, rate):
         delattr(part, last)
         setattr(part, last, weight - rate * slope)
     return cross_entropy(twin(later[0]), later[1])
+
+
+@right("loss-after-a-step")
+def taken_out_and_put_back(model, first, later, rate):
+    moving = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    loss = cross_entropy(model(first[0]), first[1])
+    slopes = torch.autograd.grad(loss, list(moving.values()), create_graph=True)
+    for (name, weight), slope in zip(moving.items(), slopes, strict=True):
+        place, _, last = name.rpartition(".")
+        delattr(model.get_submodule(place), last)
+        setattr(model.get_submodule(place), last, weight - rate * slope)
+    loss = cross_entropy(model(later[0]), later[1])
+    for name, weight in moving.items():
+        place, _, last = name.rpartition(".")
+        delattr(model.get_submodule(place), last)
+        setattr(model.get_submodule(place), last, weight)
+    return loss
 
 
 @wrong("loss-after-a-step", "the first-order gradient")

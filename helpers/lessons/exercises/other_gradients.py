@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from helpers.lessons.exercises import Lesson, facts, kind, raises, run, table
+from helpers.lessons.exercises import Lesson, kind, raises, run, table
 
 lesson = Lesson("other_gradients")
 check, predict, progress = lesson.check, lesson.predict, lesson.progress
@@ -80,7 +80,7 @@ def attack_in_training(answer):
             raise lesson.not_yet("shape", wanted=tuple(images.shape), got=tuple(attacked.shape))
         if attacked.requires_grad:
             raise lesson.not_yet("recorded")
-        _attacked(attacked, images, slope, size)
+        _attacked(attacked.to(images.dtype), images, slope, size)
 
 
 def _slope(net, images, labels):
@@ -108,27 +108,36 @@ def _attacked(attacked, images, slope, size):
 
 
 def _state(net):
-    return facts(net), _hooks(net)
-
-
-def _hooks(net):
-    """How many hooks there are, on each module and each parameter."""
-    of_modules = [[len(held) for name, held in vars(part).items() if name.endswith("_hooks")] for part in net.modules()]
+    """What of a model is to be as it was, by name: an answer may take parameters out and put them back."""
+    named = dict(net.named_parameters())
     kinds = ("_backward_hooks", "_post_accumulate_grad_hooks")
-    return of_modules, [[len(getattr(weight, name) or ()) for name in kinds] for weight in net.parameters()]
+    return {
+        "gradients": {name: None if w.grad is None else w.grad.tolist() for name, w in named.items()},
+        "flags": {name: w.requires_grad for name, w in named.items()},
+        "modes": {name: part.training for name, part in net.named_modules()},
+        "numbers": {name: entry.tolist() for name, entry in net.state_dict().items()},
+        "hooks": [
+            {
+                n: [len(held) for kind, held in vars(m).items() if kind.endswith("_hooks")]
+                for n, m in net.named_modules()
+            },
+            {name: [len(getattr(w, kind) or ()) for kind in kinds] for name, w in named.items()},
+        ],
+    }
 
 
 def _left_alone(net, before):
     """The model is as it was, told in the order of what matters most."""
-    was, hooks = before
-    now = facts(net)
-    if now["gradients"] != was["gradients"]:
-        some = [any(grad is not None and torch.tensor(grad).any() for grad in one["gradients"]) for one in (was, now)]
+    now = _state(net)
+    if now["gradients"] != before["gradients"]:
+        some = [
+            any(g is not None and torch.tensor(g).any() for g in one["gradients"].values()) for one in (before, now)
+        ]
         raise lesson.not_yet("gradients-gone" if some == [True, False] else "gradients-other")
     for what in ("flags", "modes", "numbers"):
-        if now[what] != was[what]:
+        if now[what] != before[what]:
             raise lesson.not_yet(f"{what}-changed")
-    if _hooks(net) != hooks:
+    if now["hooks"] != before["hooks"]:
         raise lesson.not_yet("hook-left")
 
 
@@ -242,7 +251,7 @@ def _ahead(net, first, later, rate, all_of_them=False, **how):
 
 def _same_loss(loss, wanted, net, first, later, rate):
     close = partial(torch.allclose, rtol=1e-5, atol=0)
-    value = loss.detach().reshape(())
+    value = loss.detach().reshape(()).to(wanted[0].dtype)
     if close(value, wanted[0].detach()):
         return
     others = {
