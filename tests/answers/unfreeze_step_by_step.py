@@ -1,73 +1,241 @@
 """Answers to the exercises of the lesson on unfreezing step by step."""
 
 import copy
+import math
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import register_parametrization
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+from torch.optim import lr_scheduler
 
-from helpers import freeze, unfreeze
+from helpers import freeze, saved_tensors, unfreeze
 from tests.tools.exercises import Answers
 
 answers = Answers()
 right, wrong = answers.right, answers.wrong
 
 COSTS = {
-    "only first: keeps as many bytes as all": True,
-    "only last: a layer before it keeps something": False,
-    "biases only: keeps fewer bytes than all": True,
-    "after freeze(norm), requires_grad_(True) and train(): running_mean moves": True,
-    "low rank, first step: A moves": False,
-    "low rank, second step: A moves": True,
-    "checkpoint, use_reentrant=True: second gets a gradient": False,
-    "autocast: the gradient of last.weight is float32": True,
+    "only first: as much is saved as with everything": True,
+    "only last: a layer before it saves something": False,
+    "only second: first saves something": False,
+    "twice the batch: twice as much is saved": True,
+    "twice the batch: the gradients take twice as many bytes": False,
+    "only last, Adam: the optimizer keeps nothing for first": True,
+    "everything, SGD with momentum: the state is as large as the gradients": True,
+    "later, Adam: second has state before its first step": False,
 }
 right("what-each-choice-costs")(COSTS)
 right("what-each-choice-costs")(dict(reversed(COSTS.items())))
 right("what-each-choice-costs")(dict(zip(COSTS, torch.tensor(list(COSTS.values())), strict=True)))
-for (row, given), (told, belief) in {
-    ("only first: keeps as many bytes as all", False): (
-        "Each ReLU keeps its output",
+right("what-each-choice-costs")({row: int(holds) for row, holds in COSTS.items()})
+for row, (told, belief) in {
+    "only first: as much is saved as with everything": (
+        "Each ReLU saves its output",
         "Memory goes with the number of parameters that are trained.",
     ),
-    ("only last: a layer before it keeps something", True): (
+    "only last: a layer before it saves something": (
         "the graph begins at last",
         "Every forward pass keeps all activations, until backward.",
     ),
-    ("biases only: keeps fewer bytes than all", False): (
-        "The gradient of a bias needs no input",
-        "A layer that trains anything keeps its input.",
+    "only second: first saves something": (
+        "nothing is recorded there",
+        "A layer in front of a trained one saves its output.",
     ),
-    ("after freeze(norm), requires_grad_(True) and train(): running_mean moves", False): (
-        "this one is held no more",
-        "freeze() holds a layer until unfreeze().",
+    "twice the batch: twice as much is saved": ("a row for each row of the batch", "Memory is a matter of the model."),
+    "twice the batch: the gradients take twice as many bytes": (
+        "has the shape of its parameter",
+        "Everything grows with the batch.",
     ),
-    ("low rank, first step: A moves", True): (
-        "The gradient of A is a product with B",
-        "What asks and is held by the optimizer moves in each step.",
+    "only last, Adam: the optimizer keeps nothing for first": (
+        "it is passed by",
+        "An optimizer makes state for all that it holds.",
     ),
-    ("low rank, second step: A moves", False): (
-        "B moved in the first step",
-        "A matrix with a gradient of zeros is stuck for good.",
+    "everything, SGD with momentum: the state is as large as the gradients": (
+        "one number for each number",
+        "Momentum is a setting, and takes no memory.",
     ),
-    ("checkpoint, use_reentrant=True: second gets a gradient", True): (
-        "looks only at its input",
-        "Checkpointing changes memory, and never gradients.",
-    ),
-    ("checkpoint, use_reentrant=True: second gets a gradient", "raises"): (
-        "no error tells you",
-        "What is without a gradient raises in backward.",
-    ),
-    ("autocast: the gradient of last.weight is float32", False): (
-        "The weight stays float32",
-        "autocast turns the weights into bfloat16.",
+    "later, Adam: second has state before its first step": (
+        "puts parameters into a list",
+        "What is added to an optimizer has state at once.",
     ),
 }.items():
-    wrong("what-each-choice-costs", told)(COSTS | {row: given}, belief)
-wrong("what-each-choice-costs", "Each ReLU keeps its output")(
+    wrong("what-each-choice-costs", told)(COSTS | {row: not COSTS[row]}, belief)
+wrong("what-each-choice-costs", "Each ReLU saves its output")(
     dict.fromkeys(COSTS, False), "Freezing saves memory, wherever the frozen layers are."
 )
+wrong("what-each-choice-costs", "None of these rows raises")(
+    COSTS | {"only second: first saves something": "raises"}, "What saves nothing cannot be trained."
+)
+
+
+def total(model, inputs, count, saved=1, gradients=1, state=2):
+    """The bill of the last ``count`` parts, with a weight for each of its parts."""
+    twin = copy.deepcopy(model).requires_grad_(False)
+    trained = twin[len(twin) - count :].requires_grad_(True)
+    with saved_tensors(twin) as kept:
+        twin(inputs)
+    numbers = sum(parameter.nbytes for parameter in trained.parameters())
+    return saved * kept.nbytes + (gradients + state) * numbers
+
+
+@right("as-many-as-fit")
+def counted_on_a_copy(model, inputs, limit):
+    for count in range(len(model), -1, -1):
+        twin = copy.deepcopy(model).requires_grad_(False)
+        trained = twin[len(model) - count :].requires_grad_(True)
+        with saved_tensors(twin) as kept:
+            twin(inputs)
+        numbers = sum(parameter.numel() for parameter in trained.parameters())
+        if kept.nbytes + 12 * numbers <= limit:
+            return count
+
+
+@right("as-many-as-fit")
+def measured_by_a_step(model, inputs, limit):
+    for count in range(len(model), 0, -1):
+        twin = copy.deepcopy(model).requires_grad_(False)
+        twin.zero_grad()
+        trainable = list(twin[len(model) - count :].requires_grad_(True).parameters())
+        if not trainable:
+            return count
+        optimizer = torch.optim.AdamW(trainable)
+        with saved_tensors(twin) as kept:
+            output = twin(inputs)
+        output.sum().backward()
+        optimizer.step()
+        state = [s["exp_avg"].nbytes + s["exp_avg_sq"].nbytes for s in optimizer.state.values()]
+        if kept.nbytes + sum(p.grad.nbytes for p in trainable) + sum(state) <= limit:
+            return count
+    return 0
+
+
+@right("as-many-as-fit")
+def on_the_meta_device(model, inputs, limit):
+    twin, words, best = copy.deepcopy(model).to("meta"), inputs.to("meta"), 0
+    for count in range(1, len(twin) + 1):
+        twin.requires_grad_(False)
+        trained = twin[len(twin) - count :].requires_grad_(True)
+        with saved_tensors(twin) as kept:
+            twin(words)
+        if kept.nbytes + 3 * sum(p.nbytes for p in trained.parameters()) <= limit:
+            best = count
+    return best
+
+
+@right("as-many-as-fit")
+def by_halves(model, inputs, limit):
+    low, high = 0, len(model)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if total(model, inputs, middle) <= limit else (low, middle - 1)
+    return torch.tensor(low)
+
+
+def most(model, bill, limit):
+    return max(count for count in range(len(model) + 1) if bill(count) <= limit)
+
+
+@wrong("as-many-as-fit", "for what is saved in forward alone")
+def activations_only(model, inputs, limit):
+    """Memory is what forward keeps."""
+    return most(model, lambda count: total(model, inputs, count, gradients=0, state=0), limit)
+
+
+@wrong("as-many-as-fit", "for gradients and state alone")
+def weights_only(model, inputs, limit):
+    """Memory goes with the number of parameters that are trained."""
+    return most(model, lambda count: total(model, inputs, count, saved=0), limit)
+
+
+@wrong("as-many-as-fit", "without AdamW")
+def no_state(model, inputs, limit):
+    """An optimizer is a rule, and keeps nothing."""
+    return most(model, lambda count: total(model, inputs, count, state=0), limit)
+
+
+@wrong("as-many-as-fit", "There are three: its gradient")
+def no_gradients(model, inputs, limit):
+    """Gradients are used up at once."""
+    return most(model, lambda count: total(model, inputs, count, gradients=0), limit)
+
+
+@wrong("as-many-as-fit", "There are three: its gradient")
+def state_of_momentum(model, inputs, limit):
+    """Adam keeps an average of the gradient."""
+    return most(model, lambda count: total(model, inputs, count, state=1), limit)
+
+
+@wrong("as-many-as-fit", "when nothing is frozen")
+def nothing_frozen(model, inputs, limit):
+    """Forward keeps all activations, frozen layers or not."""
+    twin = copy.deepcopy(model).requires_grad_(True)
+    with saved_tensors(twin) as kept:
+        twin(inputs)
+    bills = [
+        kept.nbytes + 3 * sum(p.nbytes for p in twin[len(twin) - count :].parameters())
+        for count in range(len(twin) + 1)
+    ]
+    return max((count for count, bill in enumerate(bills) if bill <= limit), default=0)
+
+
+@wrong("as-many-as-fit", "one part too many")
+def first_that_does_not_fit(model, inputs, limit):
+    """The search ends at the answer."""
+    return min(counted_on_a_copy(model, inputs, limit) + 1, len(model))
+
+
+@wrong("as-many-as-fit", "one part too few")
+def strictly_one_less(model, inputs, limit):
+    """One part is to be left over."""
+    return max(counted_on_a_copy(model, inputs, limit) - 1, 0)
+
+
+@wrong("as-many-as-fit", "Yours is")
+def all_of_it(model, inputs, limit):
+    """A network with few weights always fits."""
+    return len(model)
+
+
+@wrong("as-many-as-fit", "Yours is")
+def from_the_front(model, inputs, limit):
+    """The first layers are the cheap ones."""
+    return most(model, lambda count: 3 * sum(p.nbytes for p in model[:count].parameters()), limit)
+
+
+@wrong("as-many-as-fit", "The flags of the model are not what they were")
+def on_the_model_itself(model, inputs, limit):
+    """Flags can be set for a moment."""
+    count = counted_on_a_copy(model, inputs, limit)
+    model.requires_grad_(False)
+    model[len(model) - count :].requires_grad_(True)
+    return count
+
+
+@wrong("as-many-as-fit", "The numbers of the model are not what they were")
+def one_forward_pass(model, inputs, limit):
+    """A forward pass changes nothing."""
+    with saved_tensors(model):
+        model(inputs)
+    return counted_on_a_copy(model, inputs, limit)
+
+
+@wrong("as-many-as-fit", "The gradients of the model are not what they were")
+def one_backward_pass(model, inputs, limit):
+    """zero_grad() afterwards leaves everything as it was."""
+    count = counted_on_a_copy(model, inputs, limit)
+    model.zero_grad()
+    return count
+
+
+@wrong("as-many-as-fit", "Return the number of parts")
+def the_parts_themselves(model, inputs, limit):
+    """The parts are what was wanted."""
+    return model[len(model) - counted_on_a_copy(model, inputs, limit) :]
+
+
+@wrong("as-many-as-fit", "and the model has")
+def the_bytes(model, inputs, limit):
+    """The bill is what was wanted."""
+    return total(model, inputs, len(model))
 
 
 def norms_of(part):
@@ -239,7 +407,7 @@ def all_slower(model, optimizer):
     optimizer.add_param_group({"params": model.layer4.parameters(), "lr": optimizer.param_groups[0]["lr"]})
 
 
-@wrong("unfreeze-a-stage", "Asking: conv1.weight")
+@wrong("unfreeze-a-stage", "Trainable: conv1.weight")
 def everything_asks(model, optimizer):
     """What the optimizer does not hold is frozen."""
     model.requires_grad_(True)
@@ -292,570 +460,175 @@ def a_fresh_head(model, optimizer):
     model.fc = copy.deepcopy(model.fc)
 
 
-@right("low-rank-update")
-class TwoMatrices(nn.Module):
-    def __init__(self, linear, rank):
-        super().__init__()
-        self.linear = linear.requires_grad_(False)
-        self.A = nn.Parameter(torch.randn(rank, linear.in_features))
-        self.B = nn.Parameter(torch.zeros(linear.out_features, rank))
-
-    def forward(self, x):
-        return self.linear(x) + x @ self.A.T @ self.B.T
-
-    def merged(self):
-        linear = copy.deepcopy(self.linear)
-        with torch.no_grad():
-            linear.weight += self.B @ self.A
-        return linear
-
-
-@right("low-rank-update")
-class TwoLayers(nn.Module):
-    def __init__(self, linear, rank):
-        super().__init__()
-        self.linear = copy.deepcopy(linear).requires_grad_(False)
-        self.update = nn.Sequential(
-            nn.Linear(linear.in_features, rank, bias=False), nn.Linear(rank, linear.out_features, bias=False)
-        )
-        nn.init.zeros_(self.update[1].weight)
-
-    def forward(self, x):
-        return self.linear(x) + 2 * self.update(x)
-
-    def merged(self):
-        down, up = self.update
-        linear = nn.Linear(down.in_features, up.out_features, bias=self.linear.bias is not None)
-        with torch.no_grad():
-            linear.weight.copy_(self.linear.weight + 2 * up.weight @ down.weight)
-            if linear.bias is not None:
-                linear.bias.copy_(self.linear.bias)
-        return linear
-
-
-@right("low-rank-update")
-class ZerosFirst(nn.Module):
-    """The weight is a buffer, the first matrix is zero and the module computes with the merged weight."""
-
-    def __init__(self, linear, rank):
-        super().__init__()
-        self.register_buffer("weight", linear.weight.detach())
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
-        self.A = nn.Parameter(torch.zeros(rank, linear.in_features))
-        self.B = nn.Parameter(torch.randn(linear.out_features, rank))
-
-    def forward(self, x):
-        return nn.functional.linear(x, self.weight + self.B @ self.A, self.bias)
-
-    def merged(self):
-        linear = nn.Linear(*self.weight.T.shape, bias=self.bias is not None)
-        del linear.weight
-        linear.weight = nn.Parameter((self.weight + self.B @ self.A).detach())
-        if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias.clone())
-        return linear
-
-
-@right("low-rank-update")
-class ALinear(nn.Linear):
-    """A linear layer itself, with more to it."""
+@wrong("unfreeze-a-stage", "has momentum before its first step")
+def made_up_momentum(model, optimizer):
+    """A group needs its momentum before it can be stepped."""
+    one_group_more(model, optimizer)
+    for parameter in model.layer4.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)
 
-    def __init__(self, linear, rank):
-        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
-        self.load_state_dict(linear.state_dict())
-        linear.requires_grad_(False)
-        self.requires_grad_(False)
-        self.A = nn.Parameter(torch.randn(rank, linear.in_features))
-        self.B = nn.Parameter(torch.zeros(linear.out_features, rank))
 
-    def forward(self, x):
-        return super().forward(x) + (x @ self.A.T) @ self.B.T
+@wrong("unfreeze-a-stage", "and the settings of the head")
+def without_nesterov(model, optimizer):
+    """A rate, momentum and weight decay are all the settings that there are."""
+    release(model.layer4)
+    head = optimizer.param_groups[0]
+    group = {name: head[name] for name in ("momentum", "weight_decay")}
+    optimizer.add_param_group(group | {"params": model.layer4.parameters(), "lr": head["lr"] / 10})
 
-    def merged(self):
-        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
-        state = {name: value for name, value in self.state_dict().items() if name not in "AB"}
-        linear.load_state_dict(state | {"weight": self.weight + self.B @ self.A})
-        return linear
 
+@right("a-schedule-for-each")
+def one_function_each(optimizer, begin, steps):
+    def stage(step):
+        return 1 - (step - begin) / (steps - begin)
 
-@right("low-rank-update")
-class Parametrized(nn.Module):
-    """With torch's own parametrizations."""
+    return lr_scheduler.LambdaLR(optimizer, [lambda step: 1 - step / steps, stage])
 
-    class Plus(nn.Module):
-        def __init__(self, shape, rank):
-            super().__init__()
-            self.A, self.B = nn.Parameter(torch.randn(rank, shape[1])), nn.Parameter(torch.zeros(shape[0], rank))
 
-        def forward(self, weight):
-            return weight + self.B @ self.A
+@right("a-schedule-for-each")
+def zero_until_it_begins(optimizer, begin, steps):
+    functions = [
+        lambda step, start=start: (steps - step) / (steps - start) if step >= start else 0.0 for start in (0, begin)
+    ]
+    return lr_scheduler.LambdaLR(optimizer, functions)
 
-    def __init__(self, linear, rank):
-        super().__init__()
-        self.linear = copy.deepcopy(linear).requires_grad_(False)
-        register_parametrization(self.linear, "weight", self.Plus(linear.weight.shape, rank))
 
-    def forward(self, x):
-        return self.linear(x)
+class Own(lr_scheduler.LRScheduler):
+    """A scheduler of its own."""
 
-    def merged(self):
-        linear = nn.Linear(self.linear.in_features, self.linear.out_features, bias=self.linear.bias is not None)
-        state = {name: value for name, value in self.linear.state_dict().items() if name == "bias"}
-        linear.load_state_dict(state | {"weight": self.linear.weight})
-        return linear
+    def __init__(self, optimizer, begin, steps):
+        self.begin, self.steps = begin, steps
+        super().__init__(optimizer)
 
+    def get_lr(self):
+        starts = zip(self.base_lrs, (0, self.begin), strict=True)
+        return [rate * (self.steps - max(self.last_epoch, start)) / (self.steps - start) for rate, start in starts]
 
-@right("low-rank-update")
-class Scaled(TwoMatrices):
-    """With the factor that is usual, alpha by rank."""
 
-    def __init__(self, linear, rank):
-        super().__init__(linear, rank)
-        self.factor = 16 / rank
+@right("a-schedule-for-each")
+def a_class_of_its_own(optimizer, begin, steps):
+    return Own(optimizer, begin, steps)
 
-    def forward(self, x):
-        return self.linear(x) + self.factor * (x @ self.A.T @ self.B.T)
 
-    def merged(self):
-        linear = copy.deepcopy(self.linear)
-        with torch.no_grad():
-            linear.weight += self.factor * self.B @ self.A
-        return linear
+class Plain:
+    """No scheduler of torch, but it has a step()."""
 
+    def __init__(self, optimizer, begin, steps):
+        self.groups, self.begin, self.steps, self.over = optimizer.param_groups, begin, steps, 0
+        self.own = [group["lr"] for group in self.groups]
 
-@right("low-rank-update")
-class SmallNumbers(TwoMatrices):
-    """As small as some begin."""
+    def step(self):
+        self.over += 1
+        for group, rate, start in zip(self.groups, self.own, (0, self.begin), strict=True):
+            group["lr"] = rate * (self.steps - max(self.over, start)) / (self.steps - start)
 
-    def __init__(self, linear, rank):
-        super().__init__(linear, rank)
-        nn.init.normal_(self.A, std=0.01)
 
+@right("a-schedule-for-each")
+def no_scheduler_of_torch(optimizer, begin, steps):
+    return Plain(optimizer, begin, steps)
 
-@wrong("low-rank-update", "but not for a part of it of shape (7, 6). Your code raised RuntimeError: einsum()")
-class ThreeDimensions(TwoMatrices):
-    """x is a batch of sequences."""
 
-    def forward(self, x):
-        return self.linear(x) + torch.einsum("bti,ri,or->bto", x, self.A, self.B)
+@right("a-schedule-for-each")
+def the_rate_made_larger_first(optimizer, begin, steps):
+    optimizer.param_groups[1]["lr"] *= steps / (steps - begin)
+    return lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
 
 
-@wrong("low-rank-update", "but not for a part of it of shape (6,).")
-class RowsOnly(TwoMatrices):
-    """There is always a batch."""
+@wrong("a-schedule-for-each", "which has fallen while it was frozen")
+def as_it_is(optimizer, begin, steps):
+    """A group that is frozen waits, with its rate."""
+    return lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
 
-    def forward(self, x):
-        return self.linear(x) + torch.einsum("...bi,ri,or->...bo", x, self.A, self.B)
 
+@wrong("a-schedule-for-each", "In step 1 the head has the rate")
+def both_from_begin(optimizer, begin, steps):
+    """One function is for all groups, so it has to begin with the stage."""
+    return lr_scheduler.LambdaLR(optimizer, lambda step: 1 - max(0, step - begin) / (steps - begin))
 
-@wrong("low-rank-update", "merged() changes the modes of the module")
-class MergedInEvalMode(TwoMatrices):
-    """What is merged is no longer trained."""
 
-    def merged(self):
-        self.eval()
-        return super().merged()
+@wrong("a-schedule-for-each", "zero, so it does not move in that step")
+def zero_at_begin(optimizer, begin, steps):
+    """The stage begins after the step in which it is unfrozen."""
+    functions = [lambda step: 1 - step / steps, lambda step: (step > begin) * (1 - (step - begin) / (steps - begin))]
+    return lr_scheduler.LambdaLR(optimizer, functions)
 
 
-@wrong("low-rank-update", "merged() changes the gradients of the module")
-class MergedWithoutGradients(TwoMatrices):
-    """Gradients have to be cleared before a weight is copied."""
+@wrong("a-schedule-for-each", "steps lie between begin and the end")
+def as_steep_as_the_head(optimizer, begin, steps):
+    """What falls in the same way falls by as much in each step."""
+    functions = [lambda step: 1 - step / steps, lambda step: 1 - max(0, step - begin) / steps]
+    return lr_scheduler.LambdaLR(optimizer, functions)
 
-    def merged(self):
-        for parameter in self.parameters():
-            parameter.grad = None
-        return super().merged()
 
+@wrong("a-schedule-for-each", "which is due one step later")
+def counted_from_one(optimizer, begin, steps):
+    """The first step is step 1."""
+    functions = [lambda step: 1 - (step + 1) / steps, lambda step: 1 - (step + 1 - begin) / (steps - begin)]
+    return lr_scheduler.LambdaLR(optimizer, functions)
 
-@wrong("low-rank-update", "linear.weight asks for a gradient")
-class FrozenInForward(TwoMatrices):
-    """It is early enough to freeze in forward."""
 
-    def __init__(self, linear, rank):
-        super().__init__(linear, rank)
-        linear.requires_grad_(True)
+@wrong("a-schedule-for-each", "In step begin = 6 the stage has the rate 0.0075, which is due one step later")
+def stage_counted_from_one(optimizer, begin, steps):
+    """The first step of the stage is its step 1."""
+    functions = [lambda step: 1 - step / steps, lambda step: 1 - (step + 1 - begin) / (steps - begin)]
+    return lr_scheduler.LambdaLR(optimizer, functions)
 
-    def forward(self, x):
-        self.linear.requires_grad_(False)
-        return super().forward(x)
 
+@wrong("a-schedule-for-each", "the stage has the rate 0.001; 0.01, its own rate, is due")
+def a_rate_instead_of_a_factor(optimizer, begin, steps):
+    """The function gives the rate."""
+    own = 10 * optimizer.param_groups[1]["lr"]
+    return lr_scheduler.LambdaLR(optimizer, [lambda step: 1 - step / steps, lambda step: own])
 
-@wrong("low-rank-update", "train(False) changes the numbers of the module")
-class MergedByEval(TwoMatrices):
-    """In eval mode the update belongs into the weight."""
 
-    def train(self, mode=True):
-        if mode is not self.training:
-            self.linear.weight.data += (self.B.data @ self.A.data) * (-1 if mode else 1)
-        return super().train(mode)
+@wrong("a-schedule-for-each", "In step 0 the head has the rate 0.01; 0.1 is due")
+def in_the_other_order(optimizer, begin, steps):
+    """The stage comes first, as in the network."""
+    for group, rate in zip(optimizer.param_groups, (0.01, 0.1), strict=True):
+        group["lr"] = rate
+    return one_function_each(optimizer, begin, steps)
 
-    def forward(self, x):
-        return super().forward(x) if self.training else self.linear(x)
 
+@wrong("a-schedule-for-each", "Return the scheduler")
+def nothing_returned(optimizer, begin, steps):
+    """A scheduler works by itself once it is built."""
+    one_function_each(optimizer, begin, steps)
 
-@wrong("low-rank-update", "parameters() of a linear gives bias, weight; that of merged() bias")
-class APlainWeight(TwoMatrices):
-    """What is computed is a weight, as soon as it is called so."""
 
-    def merged(self):
-        linear = copy.deepcopy(self.linear)
-        del linear.weight
-        linear.weight = self.linear.weight + self.B @ self.A
-        return linear
+@wrong("a-schedule-for-each", "Return the scheduler")
+def the_functions(optimizer, begin, steps):
+    """The functions are the schedule."""
+    return [lambda step: 1 - step / steps, lambda step: 1 - (step - begin) / (steps - begin)]
 
 
-@wrong("low-rank-update", "it computes with the module")
-class ARename(TwoMatrices):
-    """A linear is what calls itself one."""
+@wrong("a-schedule-for-each", "1")
+def one_function_in_a_list(optimizer, begin, steps):
+    """The head has a scheduler of its own already."""
+    return lr_scheduler.LambdaLR(optimizer, [lambda step: 1 - (step - begin) / (steps - begin)])
 
-    def merged(self):
-        linear = super().merged()
-        linear.forward = self.forward
-        return linear
 
+@wrong("a-schedule-for-each", "have changed: a schedule changes rates")
+def without_decay(optimizer, begin, steps):
+    """Weight decay is to wait as well."""
+    optimizer.param_groups[1]["weight_decay"] = 0.0
+    return one_function_each(optimizer, begin, steps)
 
-@wrong("low-rank-update", "its weight and bias alone do not")
-class ACopyInside(TwoMatrices):
-    """A copy of the module in a linear is merged."""
 
-    def merged(self):
-        linear = copy.deepcopy(self.linear)
-        linear.forward = copy.deepcopy(self).forward
-        return linear
+@wrong("a-schedule-for-each", "The groups of the optimizer")
+def a_group_later(optimizer, begin, steps):
+    """A group belongs into the optimizer when it is unfrozen."""
+    stage = optimizer.param_groups.pop()
+    scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    optimizer.param_groups.append(stage)
+    optimizer.param_groups.append(stage)
+    return scheduler
 
 
-@wrong("low-rank-update", "make the outputs infinite or NaN")
-class Normalized(TwoMatrices):
-    """A small number in the denominator makes every division safe."""
+@wrong("a-schedule-for-each", "In step 1 the head has the rate")
+def along_a_cosine(optimizer, begin, steps):
+    """Rates fall along a cosine."""
 
-    def forward(self, x):
-        return self.linear(x) + x @ self.A.T @ self.B.T / (self.B.square().sum().sqrt() + 1e-6)
+    def fall(step, start):
+        return 0.5 * (1 + math.cos(math.pi * (step - start) / (steps - start)))
 
-
-@wrong("low-rank-update", "The linear that was given has the parameters")
-class InsideTheLinear(nn.Module):
-    """What is added to a layer belongs into it."""
-
-    def __init__(self, linear, rank):
-        super().__init__()
-        self.linear = linear.requires_grad_(False)
-        linear.A = nn.Parameter(torch.randn(rank, linear.in_features))
-        linear.B = nn.Parameter(torch.zeros(linear.out_features, rank))
-
-    def forward(self, x):
-        return self.linear(x) + x @ self.linear.A.T @ self.linear.B.T
-
-
-@wrong("low-rank-update", "merged() gives other outputs than the module")
-class MergedOnce(TwoMatrices):
-    """What was merged follows the matrices."""
-
-    def merged(self):
-        if "layer" not in vars(self):
-            vars(self)["layer"] = super().merged()
-        return self.layer
-
-
-@wrong("low-rank-update", "one of them begins with zeros")
-class BothRandom(TwoMatrices):
-    """Weights begin with small random numbers."""
-
-    def __init__(self, linear, rank):
-        super().__init__(linear, rank)
-        nn.init.normal_(self.B)
-
-
-@wrong("low-rank-update", "Are both matrices zero")
-class BothZero(TwoMatrices):
-    """An update of zero is one of which everything is zero."""
-
-    def __init__(self, linear, rank):
-        super().__init__(linear, rank)
-        nn.init.zeros_(self.A)
-
-
-@wrong("low-rank-update", "linear.weight asks for a gradient")
-class NotFrozen(TwoMatrices):
-    """What has an update of its own is no longer trained."""
-
-    def __init__(self, linear, rank):
-        super().__init__(linear, rank)
-        self.linear.requires_grad_(True)
-
-
-@wrong("low-rank-update", "linear.bias asks for a gradient")
-class BiasNotFrozen(TwoMatrices):
-    """A bias is small, so it may be trained along."""
-
-    def __init__(self, linear, rank):
-        super().__init__(linear, rank)
-        if linear.bias is not None:
-            self.linear.bias.requires_grad_(True)
-
-
-@wrong("low-rank-update", "Nothing in parameters() asks")
-class PlainTensors(nn.Module):
-    """requires_grad makes a tensor a parameter."""
-
-    def __init__(self, linear, rank):
-        super().__init__()
-        self.linear = linear.requires_grad_(False)
-        self.A = torch.randn(rank, linear.in_features, requires_grad=True)
-        self.B = torch.zeros(linear.out_features, rank, requires_grad=True)
-
-    forward, merged = TwoMatrices.forward, TwoMatrices.merged
-
-
-@wrong("low-rank-update", "the two matrices have 20 numbers; 24 ask here: update")
-class FullUpdate(nn.Module):
-    """An update has the size of the weight."""
-
-    def __init__(self, linear, rank):
-        super().__init__()
-        self.linear = linear.requires_grad_(False)
-        self.update = nn.Parameter(torch.zeros(linear.out_features, linear.in_features))
-
-    def forward(self, x):
-        return self.linear(x) + x @ self.update.T
-
-    def merged(self):
-        linear = copy.deepcopy(self.linear)
-        linear.weight.data += self.update.data
-        return linear
-
-
-@wrong("low-rank-update", "another gradient than from merged()")
-class WithoutRecording(TwoMatrices):
-    """What is frozen belongs in no_grad."""
-
-    def forward(self, x):
-        with torch.no_grad():
-            frozen = self.linear(x)
-        return frozen + x @ self.A.T @ self.B.T
-
-
-@wrong("low-rank-update", "linear.weight has other numbers now")
-class MergedInPlace(TwoMatrices):
-    """To merge is to add the update to the linear that is there."""
-
-    def merged(self):
-        self.linear.weight.data += self.B.data @ self.A.data
-        return copy.deepcopy(self.linear)
-
-
-@wrong("low-rank-update", "merged() gives other outputs than the module")
-class WithoutItsFactor(TwoMatrices):
-    """A factor in forward belongs to training alone."""
-
-    def forward(self, x):
-        return self.linear(x) + 0.5 * (x @ self.A.T @ self.B.T)
-
-
-@wrong("low-rank-update", "merged() gives other outputs than the module")
-class WithoutUpdate(TwoMatrices):
-    """To merge is to take the update away."""
-
-    def merged(self):
-        return copy.deepcopy(self.linear)
-
-
-@wrong("low-rank-update", "The bias of merged() is the module's own")
-class SharedBias(TwoMatrices):
-    """What is not changed can be shared."""
-
-    def merged(self):
-        linear = super().merged()
-        linear.bias = self.linear.bias
-        return linear
-
-
-@wrong("low-rank-update", "mat1 and mat2 shapes cannot be multiplied")
-class NotTransposed(TwoMatrices):
-    """A weight has inputs first, as it is written in nn.Linear."""
-
-    def forward(self, x):
-        return self.linear(x) + x @ self.A @ self.B
-
-
-@wrong("low-rank-update", "The linear has no bias")
-class AlwaysABias(TwoMatrices):
-    """Every linear has a bias."""
-
-    def merged(self):
-        linear = nn.Linear(self.linear.in_features, self.linear.out_features)
-        linear.weight.data = self.linear.weight + self.B @ self.A
-        linear.bias.data = (
-            torch.zeros(linear.out_features) if self.linear.bias is None else self.linear.bias.data.clone()
-        )
-        return linear
-
-
-@wrong("low-rank-update", "something is not registered")
-class Hidden(nn.Module):
-    """What a module uses is part of it, wherever it is kept."""
-
-    def __init__(self, linear, rank):
-        super().__init__()
-        self.hidden = [linear.requires_grad_(False)]
-        self.A = nn.Parameter(torch.randn(rank, linear.in_features))
-        self.B = nn.Parameter(torch.zeros(linear.out_features, rank))
-
-    def forward(self, x):
-        return self.hidden[0](x) + x @ self.A.T @ self.B.T
-
-    def merged(self):
-        linear = copy.deepcopy(self.hidden[0])
-        linear.weight.data += self.B.data @ self.A.data
-        return linear
-
-
-@wrong("low-rank-update", "linear.weight got a gradient")
-class HiddenAndAsking(Hidden):
-    """What is not in parameters() is frozen."""
-
-    def __init__(self, linear, rank):
-        super().__init__(linear, rank)
-        linear.requires_grad_(True)
-
-
-@wrong("low-rank-update", "a matrix of rank 4; at most 2")
-class TwoUpdates(TwoMatrices):
-    """The outputs can be made equal by taking away what is there at the start."""
-
-    def __init__(self, linear, rank):
-        super().__init__(linear, rank)
-        nn.init.normal_(self.B)
-        self.register_buffer("start", (self.B @ self.A).detach())
-
-    def forward(self, x):
-        return self.linear(x) + x @ (self.B @ self.A - self.start).T
-
-    def merged(self):
-        linear = super().merged()
-        linear.weight.data -= self.start
-        return linear
-
-
-@wrong("low-rank-update", "is to be an nn.Module")
-class NoModule:
-    """A class with forward is a module."""
-
-    def __init__(self, linear, rank):
-        self.linear = linear
-
-
-@right("checkpoint-behind-a-frozen-part")
-def the_new_kind(backbone, blocks, x):
-    return checkpoint(blocks, backbone(x), use_reentrant=False)
-
-
-@right("checkpoint-behind-a-frozen-part")
-def features_ask(backbone, blocks, x):
-    features = backbone(x).detach().requires_grad_()
-    return checkpoint(blocks, features, use_reentrant=True)
-
-
-@right("checkpoint-behind-a-frozen-part")
-def block_by_block(backbone, blocks, x):
-    with torch.no_grad():
-        features = backbone(x)
-    for block in blocks:
-        features = checkpoint(block, features, use_reentrant=False)
-    return features
-
-
-@right("checkpoint-behind-a-frozen-part")
-def in_two_segments(backbone, blocks, x):
-    return checkpoint_sequential(blocks, 2, backbone(x), use_reentrant=False)
-
-
-@right("checkpoint-behind-a-frozen-part")
-def something_that_asks(backbone, blocks, x):
-    asking = torch.zeros(1, requires_grad=True)
-    return checkpoint(lambda features, _: blocks(features), backbone(x), asking, use_reentrant=True)
-
-
-@right("checkpoint-behind-a-frozen-part")
-def only_the_last_blocks(backbone, blocks, x):
-    return checkpoint(blocks[2:], blocks[:2](backbone(x)), use_reentrant=False)
-
-
-@wrong("checkpoint-behind-a-frozen-part", "Under no_grad nothing is recorded")
-def under_no_grad(backbone, blocks, x):
-    """The frozen part and all behind it belong in no_grad."""
-    with torch.no_grad():
-        return blocks(backbone(x))
-
-
-@wrong("checkpoint-behind-a-frozen-part", "only the inputs decide whether anything is recorded")
-def the_old_kind(backbone, blocks, x):
-    """Checkpointing changes memory, and never gradients."""
-    return checkpoint(blocks, backbone(x), use_reentrant=True)
-
-
-@wrong("checkpoint-behind-a-frozen-part", "x asks for a gradient after your call")
-def x_asks(backbone, blocks, x):
-    """Something has to ask, so let the input."""
-    return checkpoint(blocks, backbone(x.requires_grad_()), use_reentrant=True)
-
-
-@wrong("checkpoint-behind-a-frozen-part", "kept something for backward, and the backbone is frozen")
-def a_copy_of_x_asks(backbone, blocks, x):
-    """It is enough to leave the caller's tensor alone."""
-    return checkpoint(blocks, backbone(x.clone().requires_grad_()), use_reentrant=True)
-
-
-@wrong("checkpoint-behind-a-frozen-part", "The flag of backbone.0.weight was changed")
-def backbone_asks(backbone, blocks, x):
-    """Gradients reach the blocks through the backbone."""
-    backbone.requires_grad_(True)
-    return checkpoint(blocks, backbone(x), use_reentrant=True)
-
-
-@wrong("checkpoint-behind-a-frozen-part", "blocks.0.0.weight got no gradient")
-def the_result_asks(backbone, blocks, x):
-    """A result that asks has a way back to the weights."""
-    return checkpoint(blocks, backbone(x), use_reentrant=True).requires_grad_()
-
-
-@wrong("checkpoint-behind-a-frozen-part", "at most two thirds were asked for")
-def no_checkpoint(backbone, blocks, x):
-    """The gradients are what counts."""
-    return blocks(backbone(x))
-
-
-@wrong("checkpoint-behind-a-frozen-part", "The backbone ran twice")
-def all_of_it(backbone, blocks, x):
-    """The more is checkpointed, the better."""
-    return checkpoint(lambda x: blocks(backbone(x)), x, use_reentrant=False)
-
-
-@wrong("checkpoint-behind-a-frozen-part", "dropout drew other masks")
-def without_the_random_state(backbone, blocks, x):
-    """Random numbers do not matter for gradients."""
-    return checkpoint(blocks, backbone(x), use_reentrant=False, preserve_rng_state=False)
-
-
-@wrong("checkpoint-behind-a-frozen-part", "the activations are kept elsewhere")
-def packed_away(backbone, blocks, x):
-    """What is not on the device is not kept."""
-    with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept.clone(), lambda kept: kept):
-        return blocks(backbone(x))
-
-
-@wrong("checkpoint-behind-a-frozen-part", "in eval mode after your call")
-def in_eval_mode(backbone, blocks, x):
-    """Blocks that run twice have to do without dropout."""
-    return checkpoint(blocks.eval(), backbone(x), use_reentrant=False)
-
-
-@wrong("checkpoint-behind-a-frozen-part", "The mode of backbone is another after your call")
-def a_backbone_in_eval_mode(backbone, blocks, x):
-    """Whoever uses a frozen part puts it in eval mode."""
-    return checkpoint(blocks, backbone.eval()(x), use_reentrant=False)
-
-
-@wrong("checkpoint-behind-a-frozen-part", "at most two thirds were asked for")
-def the_first_block(backbone, blocks, x):
-    """The first block is the large one."""
-    return blocks[1:](checkpoint(blocks[0], backbone(x), use_reentrant=False))
+    return lr_scheduler.LambdaLR(optimizer, [lambda step: fall(step, 0), lambda step: fall(step, begin)])
