@@ -23,7 +23,17 @@ SOLUTIONS = "solutions"
 HEAD = "Your progress, as check() and predict() saw it: lesson, exercise or guess, verdict, since when."
 VERDICTS = ("not yet", "right")
 """What is kept, the better one last. A later one replaces a worse one only: see `record`."""
-RENAMED: Mapping[str, str] = {"past_one_machine bytes-of-a-step": "sharded bytes-of-a-step"}
+_MOVED = {
+    ("unfreeze_step_by_step", "adapters"): (
+        "low-rank-update",
+        "checkpoint-behind-a-frozen-part",
+        "low-rank-step",
+        "reentrant",
+        "bfloat16",
+    ),
+    ("past_one_machine", "sharded"): ("bytes-of-a-step",),
+}
+RENAMED: Mapping[str, str] = {f"{old} {name}": f"{new} {name}" for (old, new), names in _MOVED.items() for name in names}
 """What has another name now: ``{"requires_grad who-is-asked": "requires_grad who-gets-one"}``."""
 _LINE = re.compile(rf"(\S+)\s+(\S+)\s+({'|'.join(VERDICTS)})\s+(\d{{4}}-\d\d-\d\d)")
 _told: set[str] = set()
