@@ -26,10 +26,6 @@ EXERCISES = [
 ]
 
 
-NOT_REPEATABLE = set()
-"""Lessons with a prediction that gives something else when it is run again: none when all are in form."""
-
-
 def declared(lesson):
     return importlib.import_module(f"helpers.lessons.exercises.{lesson}").lesson
 
@@ -193,8 +189,7 @@ def test_a_prediction_can_be_run_again_and_every_belief_about_it_is_a_wrong_gues
     assert list(asked) == list(made.predictions) and asked
     again = {name: told for name, told in asked.items() if len(told) != 3 or repr(told[0]) != repr(told[2])}
     again |= {name: told for name, told in asked.items() if repr(told[0]) != repr(told[1])}
-    if lesson not in NOT_REPEATABLE:
-        assert not again
+    assert not again
     for name, ((guess, seen), *_) in asked.items():
         assert made.guessed(name, guess, seen) == ("not attempted", "")
         right = list(seen.values()) if isinstance(seen, dict) else seen

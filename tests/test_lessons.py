@@ -25,8 +25,8 @@ def test_a_lesson_keeps_the_rules(path):
 
 
 @pytest.mark.parametrize("path", list(filter(lessons.is_lesson, lessons.paths())), ids=lambda path: path.stem)
-def test_a_lesson_has_the_form_of_one_or_is_listed(path):
-    assert bool(lessons.form_faults(path)) == (path.stem in lessons.NOT_IN_FORM), lessons.form_faults(path)
+def test_a_lesson_has_the_form_of_one(path):
+    assert lessons.form_faults(path) == []
 
 
 def test_there_are_lessons_and_what_jupyter_keeps_beside_them_is_none(tmp_path, monkeypatch):

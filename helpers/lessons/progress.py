@@ -33,7 +33,9 @@ _MOVED = {
     ),
     ("past_one_machine", "sharded"): ("bytes-of-a-step",),
 }
-RENAMED: Mapping[str, str] = {f"{old} {name}": f"{new} {name}" for (old, new), names in _MOVED.items() for name in names}
+RENAMED: Mapping[str, str] = {
+    f"{old} {name}": f"{new} {name}" for (old, new), names in _MOVED.items() for name in names
+}
 """What has another name now: ``{"requires_grad who-is-asked": "requires_grad who-gets-one"}``."""
 _LINE = re.compile(rf"(\S+)\s+(\S+)\s+({'|'.join(VERDICTS)})\s+(\d{{4}}-\d\d-\d\d)")
 _told: set[str] = set()

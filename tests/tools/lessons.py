@@ -38,8 +38,6 @@ UNSTABLE = {
 }
 FOLDED = {"hide-output": ("outputs_hidden",), "hide-cell": ("outputs_hidden", "source_hidden")}
 """What folds in JupyterLab where a tag folds it on the site."""
-NOT_IN_FORM: set[str] = set()
-"""Lessons that do not have the form of one yet: see `form_faults`."""
 AFTER = "<details>\n<summary>After your guess</summary>\n\n"
 PREDICTS = re.compile(r"^predict\(", re.M)
 MINUTES = re.compile(r"About (\d+) minutes: (\d+) to read and run, (\d+) for the exercises")
