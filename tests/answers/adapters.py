@@ -141,6 +141,15 @@ class ALinear(nn.Linear):
 
 
 @right("low-rank-update")
+class KaimingNormal(TwoMatrices):
+    """As large as is allowed."""
+
+    def __init__(self, linear, rank, alpha):
+        super().__init__(linear, rank, alpha)
+        nn.init.kaiming_normal_(self.A)
+
+
+@right("low-rank-update")
 class Parametrized(nn.Module):
     """With torch's own parametrizations."""
 
@@ -187,7 +196,7 @@ class BothRandom(TwoMatrices):
         nn.init.normal_(self.B)
 
 
-@wrong("low-rank-update", "times as large as 1 / √48 allows")
+@wrong("low-rank-update", "times as large as √(2 / 48) at the start")
 class LargeStart(TwoMatrices):
     """Random is random."""
 
@@ -196,7 +205,7 @@ class LargeStart(TwoMatrices):
         nn.init.normal_(self.A)
 
 
-@wrong("low-rank-update", "times as large as 1 / √48 allows")
+@wrong("low-rank-update", "times as large as √(2 / 48) at the start")
 class DividedByRank(TwoMatrices):
     """The start of a matrix goes with its rank."""
 
@@ -593,6 +602,13 @@ def with_watch(trained, fresh, file):
     state = trained.state_dict()
     pairs = [(name, state[name].clone()) for name in seen.changed]
     fresh.load_state_dict(dict(through(file, pairs)), strict=False)
+
+
+@right("adapter-in-a-file")
+def parameters_as_they_are(trained, fresh, file):
+    """Saved as Parameters, and assigned on loading."""
+    saved = {name: weight for name, weight in trained.named_parameters() if weight.requires_grad}
+    fresh.load_state_dict(through(file, saved | dict(trained.named_buffers())), strict=False, assign=True)
 
 
 @wrong("adapter-in-a-file", "fc.weight of fresh is not that of trained: the head was trained")

@@ -135,8 +135,8 @@ def _begins_small(A: Tensor, B: Tensor, rank: int) -> None:
     if B.any():
         raise lesson.not_yet("b-is-random")
     inputs = A.numel() // rank
-    size = A.detach().square().mean().sqrt().item() * inputs**0.5
-    if not size <= 1.5:  # drawn with a mean square of 1 / inputs, it is 1 up to chance
+    size = A.detach().square().mean().sqrt().item() * (inputs / 2) ** 0.5
+    if not size <= 1.4:  # drawn with a mean square of 2 / inputs, it is 1 up to chance
         raise lesson.not_yet("large-start", size=size, inputs=inputs)
     if torch.linalg.matrix_rank(A.detach()).item() < rank:
         raise lesson.not_yet("equal-rows", rank=rank)
