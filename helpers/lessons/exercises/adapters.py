@@ -43,11 +43,12 @@ def who_learns_in_an_adapter(answer):
 
 def _seen(row: str) -> bool:
     """What a row of the table claims, of a run of its own."""
-    body = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4)).requires_grad_(False)
+    first, norm = nn.Linear(4, 4), nn.LayerNorm(4)
+    body = nn.Sequential(first, norm, nn.Linear(4, 4)).requires_grad_(False)
     head, x = nn.Linear(4, 2), torch.randn(8, 4)
     optimizer: torch.optim.Optimizer = torch.optim.SGD([*body.parameters(), *head.parameters()], lr=0.1)
-    body[0] = update = LowRank(body[0])
-    named = {"A": update.A, "B": update.B, "norm": body[1].weight}[row.partition(":")[0].partition(",")[0]]
+    body[0] = update = LowRank(first)
+    named = {"A": update.A, "B": update.B, "norm": norm.weight}[row.partition(":")[0].partition(",")[0]]
     if "frozen again" in row:
         body.requires_grad_(False)
     if "early optimizer" not in row:
@@ -230,7 +231,7 @@ def _has_the_scale(change: Tensor, A: Tensor, B: Tensor, alpha: float) -> None:
 
 def _passes_gradients(module: nn.Module, x: Tensor) -> None:
     """The layers before it have to learn, too."""
-    gradients = []
+    gradients: list[Any] = []
     for layer in (module, run(module.merged)):
         given = x.clone().requires_grad_()
         gradients += torch.autograd.grad(layer(given).square().sum(), given, allow_unused=True)
