@@ -32,8 +32,6 @@ SWITCHED = ("conv1", "bn", "conv2", "fc1", "fc2")
 ROWS = ("input", "conv1", "bn", "relu1", "conv2", "relu2", "dropout", "fc1", "relu2b", "fc2", "loss")
 FIRST_PART = ("conv1", "bn", "relu1", "conv2", "relu2")
 """What `no_grad` stands around in one of the ways."""
-MODES = ("train", "eval")
-INPUTS = ("no", "yes")
 WAYS = {
     "flags": "flags: requires_grad_(False)",
     "freeze": "helpers.freeze(): flags, and held in eval mode",
@@ -45,6 +43,7 @@ CHOICES = {
     "input": ("The images require grad", {"no": "no", "yes": "yes"}),
     "way": ("Frozen by", WAYS),
 }
+MODES, INPUTS, _ = (list(values) for _, values in CHOICES.values())
 WORDS = {
     "flag": ["frozen", "trainable"],
     "gradient": ["no gradient", "gets a gradient", "no gradient, though it requires grad"],
@@ -53,6 +52,8 @@ WORDS = {
     "told": ["helpers.audit says", "The step fails"],
     "silent": "no findings",
 }
+TABLES = ("gradient", "passed", "kept", "moved", "told")
+"""What many states have in common, in the order in which a state names it."""
 WIDEST = 16 * 8 * 14 * 14 * 4
 """Bytes of the largest tensor of a layer, 16 images of 8 channels: its bar is as wide as there is room."""
 LABELS = {"input": "images", "bn": "BatchNorm", "relu1": "ReLU", "relu2": "ReLU", "relu2b": "ReLU"}
@@ -181,14 +182,7 @@ def look(state: State) -> Seen:
 
 def encoded(seen: Iterator[Seen]) -> dict[str, Any]:
     """All states as the page looks them up: what many have in common is stored once, and named by its place."""
-    tables: dict[str, list[Any]] = {
-        "rows": [list(ROWS)],
-        "gradient": [],
-        "passed": [],
-        "kept": [],
-        "moved": [],
-        "told": [],
-    }
+    tables: dict[str, list[Any]] = {name: [] for name in TABLES}
 
     def place(table: str, value: Any) -> int:
         if value not in tables[table]:
@@ -343,8 +337,7 @@ def stored() -> dict[str, Any]:
 def resolved(data: dict[str, Any], number: int) -> list[Any]:
     """What the data says of a state, wherever it is stored."""
     *places, flops, equal, failed = data["states"][number]
-    tables = ("gradient", "passed", "kept", "moved", "told")
-    return [*(data[table][place] for table, place in zip(tables, places, strict=True)), flops, equal, failed]
+    return [*(data[table][place] for table, place in zip(TABLES, places, strict=True)), flops, equal, failed]
 
 
 def photograph() -> None:

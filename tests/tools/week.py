@@ -151,9 +151,8 @@ class Week:
         yield f"Tuesday, a guess: {self.page()}; {self.progress()}"
         assert [line.partition(" ")[0] for line in self.progress()] == ["frozen-middle"]
 
-        solutions = lessons.read(self.folder / "solutions" / "01_solutions.ipynb")["cells"]
-        (solved,) = (cell["source"] for cell in solutions if cell["id"] == "solution-still-trains")
-        self.write({"answer-still-trains": solved}, added=OWN)
+        solved = _solutions(self.folder / "solutions" / "01_solutions.ipynb")
+        self.write({"answer-still-trains": solved["answer-still-trains"]}, added=OWN)
         self.run()
         yield f"Wednesday, an answer and a cell of their own: {self.page()}; {self.progress()}"
         assert "still-trains right" in self.progress() and self.untouched() == before
