@@ -62,7 +62,8 @@ def _source(given: Any) -> str:
 def _rows(table: Any, solution: Any) -> str:
     if not isinstance(table, dict) or not isinstance(solution, dict):
         return ""
-    return "\n".join(f"{row!r}: {value!r}," for row, value in table.items() if solution.get(row) != value)
+    written = {row: value.__name__ if isinstance(value, type) else repr(value) for row, value in table.items()}
+    return "\n".join(f"{row!r}: {value}," for row, value in written.items() if solution.get(row) != table[row])
 
 
 def every() -> dict[str, Answers]:
