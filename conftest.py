@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell, IPyNbFile
 from PIL import Image, ImageChops
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.tools import lessons
 
@@ -62,6 +64,18 @@ def pytest_make_collect_report(collector):
 def pytest_xdist_auto_num_workers(config):
     """None for a single file, whose tests stay on one worker anyway: starting it would take longer than a lesson."""
     return 0 if len(config.args) == 1 and Path(config.args[0].partition("::")[0]).is_file() else 2
+
+
+class ByLesson(LoadScopeScheduling):
+    """A notebook, or a module of tests, stays on one worker. That of the exercises is the longest: each lesson's own."""
+
+    def _split_scope(self, nodeid):
+        lesson = re.match(r"(?:\S*/)?test_exercises\.py::.*\[([a-z_]+)", nodeid)
+        return f"exercises of {lesson[1]}" if lesson else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByLesson(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

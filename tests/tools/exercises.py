@@ -14,7 +14,9 @@ import pkgutil
 import re
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,7 @@ def _rows(table: Any, solution: Any) -> str:
     return "\n".join(f"{row!r}: {value}," for row, value in written.items() if solution.get(row) != table[row])
 
 
+@cache
 def every() -> dict[str, Answers]:
     """The answers of all lessons, by the name of the lesson's module."""
     names = [module.name for module in pkgutil.iter_modules(tests.answers.__path__)]
@@ -92,33 +95,49 @@ def statements(path: Path) -> dict[str, tuple[str, str]]:
     return {name: (sources[f"exercise-{name}"], sources.get(f"{answer}-{name}", "")) for name in names}
 
 
-def page() -> str:
-    """What each wrong answer reveals, as Markdown."""
-    lines = [
-        "# What wrong answers reveal",
-        "",
-        "For those who teach: plausible wrong answers, the belief behind each, and what the check says.",
-        "Of a table only the wrong rows are shown. `make save` writes this page from `tests/answers`.",
-    ]
-    for lesson, answers in sorted(every().items(), key=lambda item: notebook(item[0]).name):
-        path = notebook(lesson)
-        lines += ["", f"## {lessons.read(path)['cells'][0]['source'].splitlines()[0].removeprefix('# ')}"]
-        for exercise, (statement, cell) in statements(path).items():
-            facts = re.match(r"# (difficulty .*)", cell)
-            lines += ["", statement.splitlines()[0], "", f"{facts[1] if facts else ''}"]
-            given = [answer for answer in answers if answer.exercise == exercise]
-            solution = next(answer.given for answer in given if answer.told is None)
-            for answer in given:
-                if answer.told is not None:
-                    _, sentence = told(lesson, exercise, answer.given)
-                    source = _rows(answer.given, solution) or answer.source
-                    lines += ["", f"**{answer.belief}**", "", "```python", source, "```", "", f"> {sentence}"]
+HEAD = """\
+# What wrong answers reveal
+
+For those who teach: plausible wrong answers, the belief behind each, and what the check says.
+Of a table only the wrong rows are shown. `make save` writes this page from `tests/answers`.
+"""
+
+
+def sections() -> dict[str, str]:
+    """What the page says now, by the name of the lesson's module."""
+    _, *found = PAGE.read_text("utf-8").split("\n## ")
+    return {name: f"\n## {section}" for name, section in zip(_in_order(), found, strict=True)}
+
+
+def section(lesson: str, told: Callable[[str, int], tuple[str, str]]) -> str:
+    """What each wrong answer of a lesson reveals, as Markdown. ``told`` judges the answer of this number."""
+    path, answers = notebook(lesson), every()[lesson]
+    lines = ["", f"## {lessons.read(path)['cells'][0]['source'].splitlines()[0].removeprefix('# ')}"]
+    for exercise, (statement, cell) in statements(path).items():
+        facts = re.match(r"# (difficulty .*)", cell)
+        lines += ["", statement.splitlines()[0], "", f"{facts[1] if facts else ''}"]
+        given = {number: answer for number, answer in enumerate(answers) if answer.exercise == exercise}
+        solution = next(answer.given for answer in given.values() if answer.told is None)
+        for number, answer in given.items():
+            if answer.told is not None:
+                _, sentence = told(lesson, number)
+                source = _rows(answer.given, solution) or answer.source
+                lines += ["", f"**{answer.belief}**", "", "```python", source, "```", "", f"> {sentence}"]
     return "\n".join(lines) + "\n"
+
+
+def _in_order() -> list[str]:
+    return sorted(every(), key=lambda lesson: notebook(lesson).name)
+
+
+def _told(lesson: str, number: int) -> tuple[str, str]:
+    answer = every()[lesson][number]
+    return told(lesson, answer.exercise, answer.given)
 
 
 if __name__ == "__main__":
     try:
-        lessons.write(PAGE, page())
+        lessons.write(PAGE, HEAD + "".join(section(lesson, _told) for lesson in _in_order()))
     except OSError as error:
         sys.exit(f"{PAGE.name}: left as it is: {error}")
     print(f"saved {PAGE.name}")

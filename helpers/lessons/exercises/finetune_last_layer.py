@@ -219,11 +219,13 @@ def _same_settings(model, started):
 
 
 def _adapted(backbone, images):
-    """The running statistics that these images give, by name."""
+    """The running statistics that many passes of these images come to, by name: those of one pass, taken whole."""
     twin = copy.deepcopy(backbone).train()
+    for part in twin.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 1.0
     with torch.no_grad():
-        for _ in range(100):
-            twin(images)
+        twin(images)
     return {name: value for name, value in twin.state_dict().items() if "running" in name}
 
 
