@@ -67,7 +67,7 @@ def pytest_xdist_auto_num_workers(config):
 
 
 class ByLesson(LoadScopeScheduling):
-    """A notebook, or a module of tests, stays on one worker. That of the exercises is the longest: each lesson's own."""
+    """A notebook, or a module of tests, stays on one worker; that of the exercises, the longest, is split by lesson."""
 
     def _split_scope(self, nodeid):
         lesson = re.match(r"(?:\S*/)?test_exercises\.py::.*\[([a-z_]+)", nodeid)
