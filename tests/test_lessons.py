@@ -354,7 +354,7 @@ PLANTED = {
     "stream": (lambda cells: cells[0]["outputs"][0].update(name="stderr"), 0),
     "order": (rewrite(3, "display(1, 2)", display(text_plain="2"), display(text_plain="1")), 3),
     "order of kinds, which says nothing": (lambda cells: cells[2]["outputs"].reverse(), None),
-    "end: the cell hangs": (add(3, "while True: pass"), 3),
+    "end: the cell hangs": (add(3, "import time; time.sleep(600)"), 3),
     "end: the kernel dies": (add(3, "import os; os._exit(1)"), 3),
     "worker: two processes of its own": (rewrite(3, SPAWN, stream("[1, 2]\n")), None),
 }
