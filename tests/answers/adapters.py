@@ -1,6 +1,7 @@
 """Answers to the exercises of the lesson on adapters."""
 
 import copy
+import io
 
 import torch
 from torch import nn
@@ -178,6 +179,28 @@ class Parametrized(nn.Module):
         return linear
 
 
+@right("low-rank-update")
+class InOneCall(nn.Module):
+    """Orthogonal rows in a ParameterDict; base and update in one addmm."""
+
+    def __init__(self, linear, rank, alpha):
+        super().__init__()
+        self.linear, self.scale = linear.requires_grad_(False), alpha / rank
+        A = nn.init.orthogonal_(torch.empty(rank, linear.in_features))
+        self.update = nn.ParameterDict({"A": A, "B": torch.zeros(linear.out_features, rank)})
+
+    def forward(self, x):
+        rows = x.reshape(-1, x.shape[-1])
+        thin, wide = rows @ self.update["A"].T, self.update["B"].T
+        return torch.addmm(self.linear(rows), thin, wide, alpha=self.scale).reshape(*x.shape[:-1], -1)
+
+    @torch.no_grad()
+    def merged(self):
+        linear = copy.deepcopy(self.linear)
+        linear.weight.addmm_(self.update["B"], self.update["A"], alpha=self.scale)
+        return linear
+
+
 @wrong("low-rank-update", "neither will ever move")
 class BothZero(TwoMatrices):
     """An update of zero is one of which everything is zero."""
@@ -285,6 +308,32 @@ class Detached(TwoMatrices):
     def forward(self, x):
         update = self.scale * (x @ self.A.T @ self.B.T)
         return self.linear(x) + update.detach() + 0 * update
+
+
+@wrong("low-rank-update", "leave the matrix of shape (2, 48) as it was")
+class ARandomProjection(TwoMatrices):
+    """A is random and stays so: B alone is trained."""
+
+    def forward(self, x):
+        return self.linear(x) + self.scale * (x @ self.A.detach().T @ self.B.T)
+
+
+@wrong("low-rank-update", "A second module begins with the same matrix")
+class NotDrawn(TwoMatrices):
+    """Rows that differ are as good as random ones."""
+
+    def __init__(self, linear, rank, alpha):
+        super().__init__(linear, rank, alpha)
+        self.A = nn.Parameter(torch.eye(rank, linear.in_features) / linear.in_features**0.5)
+
+
+@wrong("low-rank-update", "merged() changes the layers of the module")
+class MergedAndKept(TwoMatrices):
+    """What was merged belongs to the module."""
+
+    def merged(self):
+        self.layer = super().merged()
+        return self.layer
 
 
 @wrong("low-rank-update", "but not for a part of it of shape (7, 48). Your code raised RuntimeError: einsum()")
@@ -644,6 +693,53 @@ def a_token_file(trained, fresh, file):
     """A file is there, so it was used."""
     torch.save({"rank": 2}, file)
     fresh.load_state_dict(trained.state_dict())
+
+
+@wrong("adapter-in-a-file", "but nothing was read from it")
+def not_read(trained, fresh, file):
+    """What is on disk and what is in memory are the same."""
+    frozen = {name for name, weight in trained.named_parameters() if not weight.requires_grad}
+    torch.save({name: value for name, value in trained.state_dict().items() if name not in frozen}, file)
+    fresh.load_state_dict(trained.state_dict())
+
+
+@wrong("adapter-in-a-file", "after zero_grad() each .grad is None")
+def by_gradients(trained, fresh, file):
+    """What was trained has a gradient."""
+    kept = [name for name, weight in trained.named_parameters() if weight.grad is not None]
+    kept += [name for name, _ in trained.named_buffers()]
+    state = trained.state_dict()
+    fresh.load_state_dict(through(file, {name: state[name] for name in kept}), strict=False)
+
+
+@wrong("adapter-in-a-file", "and not equal to it. Half precision rounds")
+def in_half_precision(trained, fresh, file):
+    """A file may be rounded, since nobody trains in it."""
+    frozen = {name for name, weight in trained.named_parameters() if not weight.requires_grad}
+    state = trained.state_dict().items()
+    fresh.load_state_dict(through(file, {n: v.half() for n, v in state if n not in frozen}), strict=False)
+
+
+@wrong("adapter-in-a-file", "so does adding a difference")
+def differences(trained, fresh, file):
+    """What was learned is the difference."""
+    now, before = trained.state_dict(), fresh.state_dict()
+    moved = {name: now[name] - before[name] for name in now if not torch.equal(now[name], before[name])}
+    for name, difference in through(file, moved).items():
+        before[name] += difference
+
+
+@right("adapter-in-a-file")
+def in_one_row(trained, fresh, file):
+    """All numbers in one tensor, read from the bytes of the file."""
+    frozen = {name for name, weight in trained.named_parameters() if not weight.requires_grad}
+    kept = [name for name in trained.state_dict() if name not in frozen]
+    torch.save(torch.cat([trained.state_dict()[name].flatten() for name in kept]), file)
+    row, began = torch.load(io.BytesIO(file.getvalue())), 0
+    for name in kept:
+        into = fresh.state_dict()[name]
+        into.copy_(row[began : began + into.numel()].view_as(into))
+        began += into.numel()
 
 
 @wrong("adapter-in-a-file", "fresh is as it was")

@@ -76,8 +76,11 @@ def low_rank_update(answer):
         if not torch.allclose(started, before(x), 1e-4, 1e-5):
             raise lesson.not_yet("start-outputs-those")
         _begins_small(*matrices, rank)
+        other = _module(run(answer, copy.deepcopy(before), rank, alpha))
+        if torch.equal(_trains_two(other, before, rank)[0], matrices[0]):
+            raise lesson.not_yet("not-drawn")
         for mode in (True, False):
-            outputs = _outputs(module, x, before)
+            outputs, began = _outputs(module, x, before), [matrix.detach().clone() for matrix in matrices]
             _train(module, x)
             _is_untouched(linear, before)
             trained = _outputs(module, x, before)
@@ -87,6 +90,8 @@ def low_rank_update(answer):
                 raise lesson.not_yet("draws")
             if torch.allclose(trained, outputs, 1e-4, 1e-6):
                 raise lesson.not_yet("learns-nothing")
+            if still := [now for now, was in zip(matrices, began, strict=True) if torch.equal(now, was)]:
+                raise lesson.not_yet("one-learns", shape=tuple(still[0].shape))
             _takes_any_shape(module, x, trained, before)
             _keeps_its_numbers(module, mode)
             _merges(module, linear, before, x, matrices, alpha)
@@ -183,9 +188,9 @@ def _keeps_its_numbers(module: nn.Module, mode: bool) -> None:
 
 
 def _merges(module, linear, before, x, matrices, alpha):
-    outputs, looks = _outputs(module, x, before), facts(module)
+    outputs, looks, layers = _outputs(module, x, before), facts(module), len([*module.modules()])
     merged = run(module.merged)
-    now = changed(module, looks)
+    now = "layers" if len([*module.modules()]) != layers else changed(module, looks)
     if not isinstance(merged, nn.Linear):
         raise lesson.not_yet("merged-kind", kind=kind(merged))
     if merged is linear:
@@ -253,21 +258,34 @@ def adapter_in_a_file(answer):
         base = _network(width, norm)
         trained, fresh = _adapted(base), _adapted(base)
         _trained(trained)
-        file, began, known = io.BytesIO(), copy.deepcopy(fresh), copy.deepcopy(trained)
+        file, began, known = _File(), copy.deepcopy(fresh), copy.deepcopy(trained)
         run(answer, trained, fresh, file)
         for which, one, other in (("trained", trained, known), ("fresh", fresh, began)):
             _flags_and_modes(which, one, other)
         if any(not torch.equal(v, known.state_dict()[n]) for n, v in trained.state_dict().items()):
             raise lesson.not_yet("trained-changed")
-        numbers = _in_file(file, trained)
+        read, numbers = file.was_read, _in_file(file, trained)
         if frozen := [n for n, p in fresh.named_parameters() if not p.requires_grad and _differs(p, began, n)]:
             raise lesson.not_yet("frozen-changed", name=frozen[0])
+        if not numbers:
+            raise lesson.not_yet("no-tensors")
         _comes_back(trained, fresh, began)
-        if numbers < sum(p.numel() for p in trained.parameters() if p.requires_grad):
-            raise lesson.not_yet("not-by-the-file")
+        if not read or numbers < sum(p.numel() for p in trained.parameters() if p.requires_grad):
+            raise lesson.not_yet("not-by-the-file" if read else "not-read")
         _trained(trained)
         if all(torch.equal(v, fresh.state_dict()[n]) for n, v in trained.state_dict().items()):
             raise lesson.not_yet("shared")
+
+
+class _File(io.BytesIO):
+    """A file that knows whether somebody has read from it."""
+
+    was_read = False
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith(("read", "get")):
+            self.was_read = True
+        return super().__getattribute__(name)
 
 
 def _network(width: int, norm: bool) -> nn.Module:
@@ -339,6 +357,9 @@ def _comes_back(trained: nn.Module, fresh: nn.Module, began: nn.Module) -> None:
         return
     if all(torch.equal(got[name], before[name]) for name in due):
         raise lesson.not_yet("nothing-came")
+    rounded = [n for n in missing if not torch.equal(got[n], before[n]) and torch.allclose(got[n], due[n], 1e-2, 1e-2)]
+    if rounded:
+        raise lesson.not_yet("rounded", name=rounded[0])
     if heads := [name for name in missing if name.startswith("fc.")]:
         raise lesson.not_yet("no-head", name=heads[0])
     if buffers := [name for name in missing if name in dict(trained.named_buffers())]:
