@@ -118,6 +118,35 @@ def a_frozen_copy_of_the_critic(generator, critic, generator_optimizer, critic_o
 
 
 @right("one-round")
+def flags_back_before_backward(generator, critic, generator_optimizer, critic_optimizer, noise, real):
+    """What was recorded while the critic's flags were off asks for no gradient of it, whatever they are later."""
+    critic_optimizer.zero_grad()
+    critic_loss(critic, generator(noise).detach(), real).backward()
+    critic_optimizer.step()
+    freeze(critic, hold=False)
+    loss = softplus(-critic(generator(noise))).mean()
+    unfreeze(critic)
+    generator_optimizer.zero_grad()
+    loss.backward()
+    generator_optimizer.step()
+
+
+@right("one-round")
+def by_torch_func(generator, critic, generator_optimizer, critic_optimizer, noise, real):
+    critic_optimizer.zero_grad()
+    critic_loss(critic, generator(noise).detach(), real).backward()
+    critic_optimizer.step()
+
+    def loss(weights):
+        return softplus(-critic(torch.func.functional_call(generator, weights, (noise,)))).mean()
+
+    grads = torch.func.grad(loss)({name: weight.detach() for name, weight in generator.named_parameters()})
+    for name, weight in generator.named_parameters():
+        weight.grad = grads[name]
+    generator_optimizer.step()
+
+
+@right("one-round")
 def held_in_eval_mode_for_the_turn(generator, critic, generator_optimizer, critic_optimizer, noise, real):
     """This critic has nothing that a mode changes, and unfreeze gives the mode back."""
     critic_optimizer.zero_grad()
@@ -271,6 +300,19 @@ def against_the_old_critic(generator, critic, generator_optimizer, critic_optimi
     generator_optimizer.step()
 
 
+@wrong("one-round", "against the critic as it is then")
+def against_the_first_critic(generator, critic, generator_optimizer, critic_optimizer, noise, real):
+    """A frozen copy of the critic serves for all rounds."""
+    critic_optimizer.zero_grad()
+    critic_loss(critic, generator(noise).detach(), real).backward()
+    critic_optimizer.step()
+    if not hasattr(critic_optimizer, "judge"):
+        critic_optimizer.judge = copy.deepcopy(critic).requires_grad_(False)
+    generator_optimizer.zero_grad()
+    softplus(-critic_optimizer.judge(generator(noise))).mean().backward()
+    generator_optimizer.step()
+
+
 @wrong("one-round", "The mode of some module")
 def in_eval_mode(generator, critic, generator_optimizer, critic_optimizer, noise, real):
     """Frozen is eval mode."""
@@ -290,6 +332,15 @@ def inputs_named(net, images, labels, lights):
     features = net["body"](images)
     mse_loss(net["lamp"](features), lights).backward(inputs=list(net["lamp"].parameters()))
     cross_entropy(net["read"](features), labels).backward()
+
+
+@right("lamp-on-the-side")
+def reading_first(net, images, labels, lights):
+    """The second call ends before the body, so it needs nothing of what the first has freed."""
+    features = net["body"](images)
+    lamp = mse_loss(net["lamp"](features), lights)
+    cross_entropy(net["read"](features), labels).backward()
+    lamp.backward(inputs=list(net["lamp"].parameters()))
 
 
 @right("lamp-on-the-side")
@@ -372,6 +423,16 @@ def only_returned(net, images, labels, lights):
     reading, lamp = cross_entropy(net["read"](features), labels), mse_loss(net["lamp"](features), lights)
     torch.autograd.grad(lamp, [*net["lamp"].parameters()], retain_graph=True)
     torch.autograd.grad(reading, [*net["read"].parameters(), *net["body"].parameters()], allow_unused=True)
+
+
+@wrong("lamp-on-the-side", "as zero_grad() and freeze() do it")
+def frozen_for_the_second(net, images, labels, lights):
+    """freeze() sets flags, and leaves the gradients that are there."""
+    features = net["body"](images)
+    cross_entropy(net["read"](features), labels).backward(retain_graph=True)
+    freeze(net["body"])
+    mse_loss(net["lamp"](features), lights).backward()
+    unfreeze(net["body"])
 
 
 @wrong("lamp-on-the-side", "Flags are others")
@@ -507,6 +568,16 @@ def whole_numbers_left_out(teacher, student, share):
     for mine, theirs in pairs(teacher.buffers(), student.buffers()):
         if mine.is_floating_point():
             mine.copy_(theirs)
+
+
+@wrong("teacher-that-forgets", "The count of batches")
+@torch.no_grad()
+def counted_by_itself(teacher, student, share):
+    """A call of the update is a batch."""
+    for mine, theirs in pairs(teacher.parameters(), student.parameters()):
+        mine.lerp_(theirs, share)
+    for mine, theirs in pairs(teacher.buffers(), student.buffers()):
+        mine.copy_(theirs if mine.is_floating_point() else mine + 1)
 
 
 @wrong("teacher-that-forgets", "they went the whole way")
