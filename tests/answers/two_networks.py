@@ -226,6 +226,17 @@ def flags_left_on(generator, critic, generator_optimizer, critic_optimizer, nois
     generator_optimizer.step()
 
 
+@wrong("one-round", "can't retain_grad on Tensor that has requires_grad=False")
+def inputs_with_the_frozen(generator, critic, generator_optimizer, critic_optimizer, noise, real):
+    """inputs= passes by what is frozen."""
+    critic_optimizer.zero_grad()
+    critic_loss(critic, generator(noise), real).backward(inputs=list(critic.parameters()))
+    critic_optimizer.step()
+    generator_optimizer.zero_grad()
+    softplus(-critic(generator(noise))).mean().backward(inputs=list(generator.parameters()))
+    generator_optimizer.step()
+
+
 @wrong("one-round", "some were in .grad before the call")
 def zero_grad_last(generator, critic, generator_optimizer, critic_optimizer, noise, real):
     """Each turn cleans up after itself."""
@@ -265,7 +276,7 @@ def critic_under_no_grad(generator, critic, generator_optimizer, critic_optimize
     generator_optimizer.step()
 
 
-@wrong("one-round", "In the turn of the generator no gradient of it was computed")
+@wrong("one-round", "In the turn of the generator no backward reached its parameters")
 def detached_in_both_turns(generator, critic, generator_optimizer, critic_optimizer, noise, real):
     """One detached fake serves both turns."""
     fake = generator(noise).detach()
