@@ -4,7 +4,7 @@ import copy
 
 import torch
 from torch import nn
-from torch.func import functional_call, grad
+from torch.func import functional_call, grad, vjp
 
 from tests.tools.exercises import Answers
 
@@ -601,3 +601,125 @@ def flag_of_the_weight_on(w, low, high):
     if w.is_leaf:
         w.requires_grad_()
     return clamp_then_straight_through(w, low, high)
+
+
+@right("attack-in-training")
+def one_image_at_a_time(model, images, labels, size):
+    pairs = zip(images.split(1), labels.split(1), strict=True)
+    return torch.cat([asked_for_the_image(model, image, label, size) for image, label in pairs])
+
+
+@right("attack-in-training")
+def flag_on_for_a_moment(model, images, labels, size):
+    images.requires_grad_()
+    cross_entropy(model(images), labels).backward(inputs=[images])
+    images.requires_grad_(False)
+    signs, images.grad = images.grad.sign(), None
+    return (images + size * signs).clamp(0, 1)
+
+
+@wrong("attack-in-training", "move in another way")
+def clamped_to_the_range_of_the_images(model, images, labels, size):
+    """The range of a pixel is that of the images at hand."""
+    pixels = images.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(cross_entropy(model(pixels), labels), pixels)
+    return (images + size * slope.sign()).clamp(images.min(), images.max())
+
+
+@wrong("attack-in-training", "zero divided by its own size is nan")
+def sign_by_division(model, images, labels, size):
+    """A number divided by its size is its sign."""
+    pixels = images.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(cross_entropy(model(pixels), labels), pixels)
+    return (images + size * slope / slope.abs()).clamp(0, 1)
+
+
+@wrong("attack-in-training", "was added to them, or replaced them")
+def as_published(model, images, labels, size):
+    """detach() makes a copy, and backward() is for the image."""
+    pixels = images.detach().requires_grad_()
+    cross_entropy(model(pixels), labels).backward()
+    return (pixels + size * pixels.grad.sign()).clamp(0, 1).detach()
+
+
+@right("round-in-a-range")
+def numbers_written_under_no_grad(w, low, high):
+    inside = w.clamp(low, high).clone()
+    with torch.no_grad():
+        inside.round_()
+    return inside
+
+
+@right("round-in-a-range")
+def by_hardtanh(w, low, high):
+    inside = nn.functional.hardtanh(w, low, high)
+    return inside - (inside - inside.round()).detach()
+
+
+@wrong("round-in-a-range", "raised ValueError")
+def for_a_matrix(w, low, high):
+    """A weight is a matrix."""
+    rows, columns = w.shape
+    return clamp_then_straight_through(w, low, high).reshape(rows, columns)
+
+
+@wrong("round-in-a-range", "Inside the ends it should get all of it")
+def gradient_clipped(w, low, high):
+    """Straight-through has a gradient between -1 and 1."""
+    copied = w * 1
+    if copied.requires_grad:
+        copied.register_hook(lambda gradient: (gradient * ((w >= low) & (w <= high))).clamp(-1, 1))
+    return copied + (w.round().clamp(low, high) - copied).detach()
+
+
+@wrong("round-in-a-range", "and 0 is wanted")
+def ends_swapped(w, low, high):
+    """clamp takes the upper end first."""
+    return w.clamp(high, low).round()
+
+
+@right("loss-after-a-step")
+def by_vjp(model, first, later, rate):
+    moving = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+    def loss_of(tensors, images, labels):
+        return cross_entropy(functional_call(model, tensors, (images,)), labels)
+
+    loss, back = vjp(lambda tensors: loss_of(tensors, *first), moving)
+    (slopes,) = back(torch.ones_like(loss))
+    return loss_of({name: weight - rate * slopes[name] for name, weight in moving.items()}, *later)
+
+
+@right("loss-after-a-step")
+def flags_on_and_put_back(model, first, later, rate):
+    named = dict(model.named_parameters())
+    flags = {name: weight.requires_grad for name, weight in named.items()}
+    model.requires_grad_(True)
+    slopes = torch.autograd.grad(cross_entropy(model(first[0]), first[1]), list(named.values()), create_graph=True)
+    for name, weight in named.items():
+        weight.requires_grad_(flags[name])
+    steps = zip(named.items(), slopes, strict=True)
+    ahead = {name: weight - rate * slope for (name, weight), slope in steps if flags[name]}
+    return cross_entropy(functional_call(model, ahead, (later[0],)), later[1])
+
+
+@wrong("loss-after-a-step", "in two ways: directly, and through the gradient")
+def weights_detached(model, first, later, rate):
+    """The weights before the step are constants."""
+    moving = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    loss = cross_entropy(model(first[0]), first[1])
+    slopes = torch.autograd.grad(loss, list(moving.values()), create_graph=True)
+    steps = zip(moving.items(), slopes, strict=True)
+    ahead = {name: weight.detach() - rate * slope for (name, weight), slope in steps}
+    return cross_entropy(functional_call(model, ahead, (later[0],)), later[1])
+
+
+@wrong("loss-after-a-step", "yours is a Tensor of shape (8,)")
+def a_loss_for_each_image(model, first, later, rate):
+    """A loss is computed for each image."""
+    moving = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    loss = cross_entropy(model(first[0]), first[1])
+    slopes = torch.autograd.grad(loss, list(moving.values()), create_graph=True)
+    steps = zip(moving.items(), slopes, strict=True)
+    ahead = {name: weight - rate * slope for (name, weight), slope in steps}
+    return cross_entropy(functional_call(model, ahead, (later[0],)), later[1], reduction="none")

@@ -62,7 +62,8 @@ def attack_in_training(answer):
         net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 5)).eval()
         net[2].running_mean += 0.1
         images, labels = 0.2 + 0.6 * torch.rand(6, 1, 4, 4), torch.arange(6) % 5
-        images[:, :, 0, 0], images[:, :, 0, 1] = 0.0, 1.0
+        images[:, :, 0, 0], images[:, :, 0, 1] = (0.0, 1.0) if frozen == 2 else (0.01, 0.99)
+        nn.init.zeros_(net[1].weight[:, -1])  # the last pixel has a gradient of zero
         nn.functional.cross_entropy(net(images), labels).backward()  # an accumulation has begun
         net[4].bias.grad = None
         net[:frozen].requires_grad_(False)
@@ -80,6 +81,8 @@ def attack_in_training(answer):
             raise lesson.not_yet("shape", wanted=tuple(images.shape), got=tuple(attacked.shape))
         if attacked.requires_grad:
             raise lesson.not_yet("recorded")
+        if not attacked.isfinite().all():
+            raise lesson.not_yet("not-finite")
         _attacked(attacked.to(images.dtype), images, slope, size)
 
 
@@ -144,8 +147,10 @@ def _left_alone(net, before):
 @lesson.exercise("round-in-a-range")
 def round_in_a_range(answer):
     torch.manual_seed(1)
-    for low, high, dtype in ((-1, 1, torch.float32), (-2, 3, torch.float64), (0, 1, torch.float32)):
-        values = torch.tensor([[-7.3, -2.2, -1.8, -0.9], [-0.3, 0.2, 0.8, 0.9], [1.3, 2.6, 3.4, 8.1]], dtype=dtype)
+    cases = ((-1, 1, torch.float32, (3, 4)), (-2, 3, torch.float64, (12,)), (0, 1, torch.float32, (2, 2, 3)))
+    for low, high, dtype, shape in cases:
+        values = torch.tensor([-7.3, -2.2, -1.8, -0.9, -0.3, 0.2, 0.8, 0.9, 1.3, 2.6, 3.4, 8.1], dtype=dtype)
+        values = values.reshape(shape)
         for leaf in (True, False):
             given = values.clone().requires_grad_()
             w = given if leaf else 2 * given / 2
@@ -174,7 +179,7 @@ def _rounded(result, w, handed, low, high):
     if wrong.any():
         where = tuple(wrong.nonzero()[0].tolist())
         numbers = {"w": handed[where].item(), "got": result[where].item(), "wanted": wanted[where].item()}
-        told = {name: f"{number:.3g}" for name, number in numbers.items()}
+        told = {name: f"{number + 0:.3g}" for name, number in numbers.items()}
         raise lesson.not_yet("values", low=low, high=high, **told)
 
 
@@ -183,7 +188,7 @@ def _passes(result, w, given, handed, low, high):
     way = result.requires_grad and torch.autograd.grad(result.sum(), given, retain_graph=True, allow_unused=True)[0]
     if not isinstance(way, Tensor):
         raise lesson.not_yet("cut-off")
-    factors = 1.0 + torch.arange(handed.numel(), dtype=handed.dtype).reshape(handed.shape)
+    factors = 0.5 * (torch.arange(handed.numel(), dtype=handed.dtype).reshape(handed.shape) - 5.5)
     loss = (factors.to(result.dtype) * result).sum() + (3 * w).sum()
     given.grad = None
     loss.backward()
@@ -228,11 +233,12 @@ def loss_after_a_step(answer):
             raise lesson.not_yet("data")
         _left_alone(net, before)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise lesson.not_yet("no-loss", kind=kind(loss))
+            shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+            raise lesson.not_yet("no-loss", kind=kind(loss) + shape)
         _same_loss(loss, wanted, net, first, later, rate)
         if not loss.requires_grad:
             raise lesson.not_yet("no-graph")
-        _same_gradients(loss, wanted, net)
+        _same_gradients(loss, wanted[1], _ahead(net, first, later, rate, create_graph=False)[1], net)
 
 
 def _ahead(net, first, later, rate, all_of_them=False, **how):
@@ -267,7 +273,7 @@ def _same_loss(loss, wanted, net, first, later, rate):
     raise lesson.not_yet("other-loss", got=f"{value.item():.4f}", wanted=f"{wanted[0].item():.4f}")
 
 
-def _same_gradients(loss, wanted, net):
+def _same_gradients(loss, wanted, first_order, net):
     named = dict(net.named_parameters())
     for weight in named.values():
         weight.grad = None
@@ -275,7 +281,11 @@ def _same_gradients(loss, wanted, net):
         loss.reshape(()).backward()
     except RuntimeError as error:
         raise lesson.not_yet("backward-raises", error=str(error).partition(".")[0]) from error
-    if missing := [name for name in wanted[1] if named[name].grad is None]:
+    if missing := [name for name in wanted if named[name].grad is None]:
         raise lesson.not_yet("no-way-back", first=missing[0])
-    if any(not torch.allclose(named[name].grad, slope, 1e-3, 1e-5) for name, slope in wanted[1].items()):
+    close = partial(torch.allclose, rtol=1e-3, atol=1e-5)
+    if all(close(named[name].grad, slope) for name, slope in wanted.items()):
+        return
+    if all(close(named[name].grad, slope) for name, slope in first_order.items()):
         raise lesson.not_yet("first-order")
+    raise lesson.not_yet("other-gradient")
