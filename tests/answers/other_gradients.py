@@ -16,11 +16,11 @@ CALLED = {
     "backward: layer backward": True,
     "frozen: layer backward": False,
     "frozen, x requires grad: layer backward": True,
-    "no_grad: layer forward": True,
+    "frozen, x requires grad: weight": False,
     "forward: net forward": False,
     "autograd.grad: weight .grad": False,
-    "deepcopy: weight": False,
     "functional_call: layer forward": True,
+    "functional_call: weight": False,
 }
 right("which-hook-is-called")(CALLED)
 right("which-hook-is-called")(dict(reversed(CALLED.items())))
@@ -36,8 +36,11 @@ wrong("which-hook-is-called", "its output does not either")(
 wrong("which-hook-is-called", "has to pass through the frozen layer")(
     CALLED | {"frozen, x requires grad: layer backward": False}, "A frozen layer is a wall for backward."
 )
-wrong("which-hook-is-called", "stops the recording only")(
-    CALLED | {"no_grad: layer forward": False}, "Under no_grad no hook is called."
+wrong("which-hook-is-called", "That of the frozen weight is not computed")(
+    CALLED | {"frozen, x requires grad: weight": True}, "Where backward passes, all hooks of the layer are called."
+)
+wrong("which-hook-is-called", "nothing raises")(
+    CALLED | {"frozen, x requires grad: weight": "raises"}, "A tensor that does not require grad has no hooks."
 )
 wrong("which-hook-is-called", "the bare method")(
     CALLED | {"forward: net forward": True}, "net(x) and net.forward(x) are the same."
@@ -45,8 +48,8 @@ wrong("which-hook-is-called", "the bare method")(
 wrong("which-hook-is-called", "nothing was accumulated")(
     CALLED | {"autograd.grad: weight .grad": True}, "A gradient was computed, so all hooks of the weight are called."
 )
-wrong("which-hook-is-called", "stay with the original")(
-    CALLED | {"deepcopy: weight": True}, "A deep copy has all that the original has."
+wrong("which-hook-is-called", "The hook is on the module's own weight")(
+    CALLED | {"functional_call: weight": True}, "A hook belongs to the name of a parameter."
 )
 wrong("which-hook-is-called", "Only the tensors are others")(
     CALLED | {"functional_call: layer forward": False}, "A functional call goes around the module."

@@ -36,20 +36,15 @@ def which_hook_is_called(answer):
 
 
 def _do(doing, net, x):
-    if doing == "no_grad":
-        with torch.no_grad():
-            net(x)
-        return
     if "frozen" in doing:
         net[0].requires_grad_(False)
     if "x requires grad" in doing:
         x.requires_grad_()
-    used = copy.deepcopy(net) if doing == "deepcopy" else net
     if doing == "functional_call":
         others = {name: torch.ones_like(value).requires_grad_() for name, value in net.named_parameters()}
         output = functional_call(net, others, (x,))
     else:
-        output = used.forward(x) if doing == "forward" else used(x)
+        output = net.forward(x) if doing == "forward" else net(x)
     if doing == "autograd.grad":
         torch.autograd.grad(output.sum(), net[0].weight)
     else:
