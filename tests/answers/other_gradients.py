@@ -126,7 +126,7 @@ def as_it_was(model, images, labels, size):
     return (images + size * images.grad.sign()).clamp(0, 1).detach()
 
 
-@wrong("attack-in-training", "does not know which of them the attack has left")
+@wrong("attack-in-training", "drops them together with those that an attack has left")
 def cleaned_up(model, images, labels, size):
     """zero_grad() removes what the attack has left."""
     pixels = images.clone().requires_grad_()
@@ -135,7 +135,7 @@ def cleaned_up(model, images, labels, size):
     return (images + size * pixels.grad.sign()).clamp(0, 1)
 
 
-@wrong("attack-in-training", "does not know which of them the attack has left")
+@wrong("attack-in-training", "drops them together with those that an attack has left")
 def cleaned_up_with_zeros(model, images, labels, size):
     """Zeros are as good as no gradient."""
     model.zero_grad(set_to_none=False)
@@ -726,3 +726,13 @@ def a_loss_for_each_image(model, first, later, rate):
     steps = zip(moving.items(), slopes, strict=True)
     ahead = {name: weight - rate * slope for (name, weight), slope in steps}
     return cross_entropy(functional_call(model, ahead, (later[0],)), later[1], reduction="none")
+
+
+@wrong("attack-in-training", "drops them together with those that an attack has left")
+def emptied_by_hand(model, images, labels, size):
+    """A gradient is removed by setting it to None."""
+    pixels = images.clone().requires_grad_()
+    cross_entropy(model(pixels), labels).backward()
+    for weight in model.parameters():
+        weight.grad = None
+    return (images + size * pixels.grad.sign()).clamp(0, 1)
