@@ -177,6 +177,18 @@ def nothing_frozen(model, inputs, limit):
     return max((count for count, bill in enumerate(bills) if bill <= limit), default=0)
 
 
+@wrong("as-many-as-fit", "A float32 takes four")
+def numbers_for_bytes(model, inputs, limit):
+    """A number takes a byte."""
+    return most(model, lambda count: total(model, inputs, count, gradients=1 / 4, state=2 / 4), limit)
+
+
+@wrong("as-many-as-fit", "how many parts are frozen")
+def where_they_begin(model, inputs, limit):
+    """The first trained part says how many there are."""
+    return len(model) - counted_on_a_copy(model, inputs, limit)
+
+
 @wrong("as-many-as-fit", "one part too many")
 def first_that_does_not_fit(model, inputs, limit):
     """The search ends at the answer."""
@@ -294,6 +306,27 @@ def the_state_carried_over(model, optimizer):
     groups = [head, head | {"params": list(model.layer4.parameters()), "lr": head["lr"] / 10}]
     optimizer.__init__(groups)
     optimizer.state.update(kept)
+
+
+@right("unfreeze-a-stage")
+def norms_of_their_own_class(model, optimizer):
+    class Held(nn.BatchNorm2d):
+        def train(self, mode=True):
+            return super().train(False)
+
+    model.layer4.requires_grad_(True)
+    for layer in norms_of(model.layer4):
+        layer.eval().__class__ = Held
+    head = optimizer.param_groups[0]
+    optimizer.add_param_group(head | {"params": model.layer4.parameters(), "lr": head["lr"] / 10})
+
+
+@wrong("unfreeze-a-stage", "is without momentum, dampening, weight_decay")
+def a_group_appended_by_hand(model, optimizer):
+    """A group is a dictionary in a list, and takes the rest from the defaults."""
+    release(model.layer4)
+    rate = optimizer.param_groups[0]["lr"] / 10
+    optimizer.param_groups.append({"params": list(model.layer4.parameters()), "lr": rate})
 
 
 @wrong("unfreeze-a-stage", "layer4.0.bn1.running_mean moved")
@@ -493,6 +526,13 @@ def zero_until_it_begins(optimizer, begin, steps):
     return lr_scheduler.LambdaLR(optimizer, functions)
 
 
+@right("a-schedule-for-each")
+def read_from_a_table(optimizer, begin, steps):
+    shares = torch.linspace(1, 0, steps + 1, dtype=torch.float32)
+    late = torch.cat([torch.ones(begin), torch.linspace(1, 0, steps - begin + 1, dtype=torch.float32)])
+    return lr_scheduler.LambdaLR(optimizer, [lambda step: shares[step].item(), lambda step: late[step].item()])
+
+
 class Own(lr_scheduler.LRScheduler):
     """A scheduler of its own."""
 
@@ -593,6 +633,12 @@ def in_the_other_order(optimizer, begin, steps):
 def nothing_returned(optimizer, begin, steps):
     """A scheduler works by itself once it is built."""
     one_function_each(optimizer, begin, steps)
+
+
+@wrong("a-schedule-for-each", "Return the scheduler")
+def the_class(optimizer, begin, steps):
+    """A class does what its objects do."""
+    return lr_scheduler.LambdaLR
 
 
 @wrong("a-schedule-for-each", "Return the scheduler")

@@ -1,6 +1,7 @@
 """The exercises and predictions of the lesson on unfreezing step by step."""
 
 import copy
+import math
 from collections import Counter, OrderedDict
 from itertools import pairwise
 
@@ -95,6 +96,8 @@ def as_many_as_fit(answer):
         for model, inputs, limit, _ in cases
     ]:
         raise lesson.not_yet("all-saved")
+    if counts == [len(model) - count for count, (model, *_) in zip(due, cases, strict=True)]:
+        raise lesson.not_yet("from-the-front")
     if counts == [min(count + 1, len(m)) for count, (m, *_) in zip(due, cases, strict=True)]:
         raise lesson.not_yet("one-too-many")
     if counts == [max(count - 1, 0) for count in due]:
@@ -122,6 +125,7 @@ BELIEFS = {
     "weights-alone": lambda bill: bill[1:],
     "without-state": lambda bill: bill[:2],
     "two-numbers": lambda bill: (bill[0], bill[2]),
+    "numbers-for-bytes": lambda bill: (bill[0], bill[1] // 4, bill[2] // 4),
 }
 
 
@@ -193,6 +197,9 @@ def unfreeze_a_stage(answer):
         before, objects = _entries(model), dict(model.named_parameters())
         run(answer, model, optimizer)
         _trainable_and_the_same(model, before, objects)
+        for group in optimizer.param_groups:
+            if missing := [name for name in optimizer.defaults if name not in group]:
+                raise lesson.not_yet("group-incomplete", missing=", ".join(missing[:3]))
         held = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
         if twice := [name for name, p in objects.items() if held[id(p)] > 1]:
             raise lesson.not_yet("optimizer-holds-twice", value=twice[0])
@@ -329,7 +336,7 @@ def a_schedule_for_each(answer):
         optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=0.01)
         settings = _settings(optimizer)
         scheduler = run(answer, optimizer, begin, steps)
-        if not callable(getattr(scheduler, "step", None)):
+        if isinstance(scheduler, type) or not callable(getattr(scheduler, "step", None)):
             raise lesson.not_yet("no-scheduler", kind=kind(scheduler))
         if _settings(optimizer) != settings:
             raise lesson.not_yet("other-settings")
@@ -382,7 +389,7 @@ def _as_due(seen, begin, steps, rates):
 
 
 def _same(one, other):
-    return abs(one - other) < 1e-9
+    return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-9)
 
 
 def _told(rate):
