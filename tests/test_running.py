@@ -341,8 +341,16 @@ def test_an_error_outside_the_call_gets_one_as_well(lesson):
     assert lesson.judged("sum", Answer()) == ("not yet", "Looking at your answer raised SystemExit.")
 
 
+@pytest.fixture
+def interruptible():
+    """Python raises KeyboardInterrupt on SIGINT. It does not in what a shell started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
-def test_the_learner_can_interrupt_it(lesson):
+def test_the_learner_can_interrupt_it(lesson, interruptible):
     def answer(*_):
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         while True:

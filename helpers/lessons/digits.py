@@ -131,8 +131,10 @@ def accuracy(model: nn.Module, test: TensorDataset) -> float:
     """
     images, labels = test.tensors
     modes = [(module, module.training) for module in model.modules()]
-    with torch.no_grad():
-        right = (model.eval()(images).argmax(1) == labels).sum().item()
+    model.eval()
+    with torch.no_grad():  # in pieces that stay in the processor's cache, which takes half the time
+        pieces = zip(images.split(50), labels.split(50), strict=True)
+        right = sum((model(some).argmax(1) == theirs).sum().item() for some, theirs in pieces)
     for module, training in modes:
         module.training = training
     return right / len(labels)
