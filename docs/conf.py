@@ -31,6 +31,7 @@ html_theme_options = {
     "use_fullscreen_button": False,
     # Those of the section in view only would fold away before Tab, which comes through the page first, reaches them.
     "show_toc_level": 2,
+    "max_navbar_depth": 1,  # below it there are buttons to unfold, which have no name and show no focus
     "footer_content_items": [],
 }
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
@@ -75,7 +76,8 @@ def append_contents(app, docname, source):
 
 def place_network(app, docname, source):
     """The network that is frozen with a click, on a page of its own and on the first page. Others link to the first."""
-    source[0] = source[0].replace(f"({click.PAGE.name})", "(../docs/click.md)")
+    for folder, page in (("", "../docs/click.md"), ("notebooks/", "docs/click.md")):
+        source[0] = source[0].replace(f"({folder}{click.PAGE.name})", f"({page})")
     if docname in (root_doc, "docs/click"):
         shown = f"```{{raw}} html\n{click.fragment(click.stored())}```\n"
         if docname == root_doc:

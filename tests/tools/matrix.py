@@ -23,11 +23,17 @@ WANTED = [
     *PROJECT["optional-dependencies"]["lessons"],
     *PROJECT["optional-dependencies"]["test"],
 ]
+
+
+def oldest(wanted: list[str]) -> list[str]:
+    """Of each requirement the first version that it permits."""
+    return [re.sub(r">=([^,]*),.*", r"==\1", requirement) for requirement in wanted]
+
+
 # name -> (Python, what is installed). None is the environment that runs this.
 ENVIRONMENTS = {
     "newest": None,
-    # Of everything that pyproject.toml names, the first version that it permits.
-    "oldest": ("python3.11", [re.sub(r">=([^,]*),.*", r"==\1", wanted) for wanted in WANTED]),
+    "oldest": ("python3.11", oldest(WANTED)),
     "Python 3.13": ("python3.13", WANTED),
 }
 SETTINGS = {

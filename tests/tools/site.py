@@ -29,7 +29,8 @@ SEEN = """home => ({
     links: [...document.querySelectorAll('a[href]')].map(link => link.href.replace(home, '')),
     next: document.querySelector('link[rel=next]')?.href.replace(home, ''),
 })"""
-# Numbers everything in view that can be clicked, and notes in which order focus comes by, and whether it shows.
+# Numbers everything in view that can be clicked, and notes in which order focus comes by, and whether it shows. Of radio
+# buttons Tab reaches the one that is chosen; the arrow keys reach the others.
 FOLLOW_FOCUS = """() => {
     document.head.insertAdjacentHTML('beforeend', '<style>* { transition: none !important }</style>');
     const look = element => {
@@ -38,7 +39,8 @@ FOLLOW_FOCUS = """() => {
     };
     const all = document.querySelectorAll('a[href], button, input, summary, [onclick], [role=button]');
     const clickable = [...all].filter(element =>
-        !element.disabled && element.checkVisibility({visibilityProperty: true}) && element.getClientRects().length);
+        !element.disabled && (element.type !== 'radio' || element.checked) &&
+        element.checkVisibility({visibilityProperty: true}) && element.getClientRects().length);
     const plain = clickable.map(look), stops = [];
     window.tabbing = {clickable: clickable.map(element => element.outerHTML.slice(0, 120)), reached: [], hidden: []};
     document.addEventListener('focusin', ({target}) => {
