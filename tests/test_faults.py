@@ -43,9 +43,9 @@ def test_without_any_network_a_lesson_and_the_digits_are_the_same(tmp_path):
     assert done.stdout.startswith("[Errno 101] Network is unreachable") and done.returncode == 0, done.stdout
 
 
-# Where a whole object is read on purpose: lesson 04 shows what that does, a learner answers its exercise so, which is
-# right though unwise (tests/answers/state_dict.py), and a frozen copy must come through it.
-WHOLE_OBJECTS = {"04_state_dict.ipynb", "state_dict.py", "test_freezing.py"}
+# Where a whole object is read on purpose: lesson 04 shows what that does, learners answer exercises of 02 and 04 so,
+# which is right though unwise (tests/answers), and a frozen copy must come through it.
+WHOLE_OBJECTS = {"04_state_dict.ipynb", "no_grad.py", "state_dict.py", "test_freezing.py"}
 
 
 def calls(source):

@@ -29,8 +29,8 @@ SEEN = """home => ({
     links: [...document.querySelectorAll('a[href]')].map(link => link.href.replace(home, '')),
     next: document.querySelector('link[rel=next]')?.href.replace(home, ''),
 })"""
-# Numbers everything in view that can be clicked, and notes in which order focus comes by, and whether it shows. Of radio
-# buttons Tab reaches the one that is chosen; the arrow keys reach the others.
+# Numbers everything in view that can be clicked, and notes in which order focus comes by, and whether it shows.
+# Of radio buttons Tab reaches the one that is chosen; the arrow keys reach the others.
 FOLLOW_FOCUS = """() => {
     document.head.insertAdjacentHTML('beforeend', '<style>* { transition: none !important }</style>');
     const look = element => {
