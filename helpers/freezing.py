@@ -173,6 +173,13 @@ def unfreeze(module: nn.Module, *patterns: str) -> list[str]:
     >>> [parameter.requires_grad for parameter in net.parameters()]
     [False, True, True]
 
+    However often a parameter was frozen, the flag from before the first time is given back. So who freezes a network
+    for a turn, and keeps a part of it frozen always, names what is to train again.
+
+    >>> _ = freeze(net, "1.weight"), freeze(net, hold=False)
+    >>> unfreeze(net, "1.bias")
+    ['1.bias']
+
     Each layer remembers the flags that its parameters had, so a layer that was swapped after freezing
     (``convert_sync_batchnorm``, quantization's ``prepare``) remembers none. What matches and stays frozen, because
     it was frozen by other means or its layer was swapped, is named in a UserWarning.
