@@ -13,7 +13,9 @@ import io
 import multiprocessing
 import os
 import random
+import shutil
 import sys
+import tempfile
 import tomllib
 import traceback
 import types
@@ -105,19 +107,36 @@ def forked(task) -> object:
     """``task()`` in a fork: what it changes stays there. None if it takes too long or kills its process."""
     near, far = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=lambda: far.send(task()))
-    process.start()
-    far.close()
-    with contextlib.suppress(EOFError):
-        if near.poll(SECONDS):
-            result = near.recv()
-            process.join()
-            return result
-    process.kill()
+    with _kept(tempfile.gettempdir()):
+        process.start()
+        far.close()
+        with contextlib.suppress(EOFError):
+            if near.poll(SECONDS):
+                result = near.recv()
+                process.join()
+                return result
+        process.kill()
+        process.join()
     return None
+
+
+@contextlib.contextmanager
+def _kept(folder: str) -> Iterator[None]:
+    """The files in it are afterwards as before: what one mutant saves must not be there for the next."""
+    with tempfile.TemporaryDirectory(dir=Path(folder).parent) as copied:
+        shutil.copytree(folder, copied, dirs_exist_ok=True)
+        yield
+        shutil.rmtree(folder)
+        shutil.copytree(copied, folder)
 
 
 def survivors(path: Path) -> tuple[int, list[str]]:
     """How many mutants of the lesson were tried, and those that changed no output, by cell."""
+    with tempfile.TemporaryDirectory() as tempfile.tempdir:  # of this process, which runs this lesson only
+        return _survivors(path)
+
+
+def _survivors(path: Path) -> tuple[int, list[str]]:
     cells = [cell for cell in lessons.read(path)["cells"] if cell["cell_type"] == "code"]
     os.chdir(path.parent)
     sources = [cell["source"] for cell in cells]
