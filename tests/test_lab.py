@@ -214,7 +214,7 @@ def test_an_answer_is_checked_and_kept(page, lab):
 
 
 @pytest.mark.lab
-@pytest.mark.parametrize("heading", [r"## [\w ]+", r"## .*`\w+[(].*", r"### `[^`]*'[^`]*[(].*"])
+@pytest.mark.parametrize("heading", [r"## [\w ]+", r"##+ .*`\w+[(].*", r"### `[^`]*'[^`]*[(].*"])
 def test_a_link_of_the_index_opens_the_lesson_and_then_finds_the_section(page, lab, heading):
     rows = re.findall(r"\[\d\d\]\(\S+\) \| \[(.*)\]\((\S+)#(\S+)\) \|$", (lab[0] / "INDEX.md").read_text("utf-8"), re.M)
     texts = {file: "\n".join(c["source"] for c in lessons.read(lab[0] / file)["cells"]) for _, file, _ in rows}
