@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from queue import Empty
 
+import nbformat
 import nbval.kernel
 import pytest
 from nbval.kernel import RunningKernel
@@ -18,7 +19,7 @@ from nbval.plugin import IPyNbCell, IPyNbFile
 from PIL import Image, ImageChops
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.tools import lessons
+from tests.tools import lessons, predictions
 
 # Before torch is imported, here and in the kernels: the same sums on every machine, and no fight over two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -58,7 +59,32 @@ def pytest_make_collect_report(collector):
             lessons.read(collector.path)
         except ValueError as error:
             report.outcome, report.longrepr, report.result = "failed", str(error), []
+        else:
+            report.result = list(with_predictions(report.result))
     return report
+
+
+def with_predictions(items):
+    """The cells of a notebook, its predictions run again at once and after the end, and then judged."""
+    again = [item for item in items if lessons.PREDICTS.search(item.cell.source)]
+
+    def more(item, when, cell):
+        name = f"{item.name}, {when}"
+        return IPyNbCell.from_parent(item.parent, name=name, cell_num=item.cell_num, cell=cell, options=item.options)
+
+    def silent(call):
+        return nbformat.v4.new_code_cell(predictions.cell(call), execution_count=1)
+
+    for item in items:
+        if item in again[:1]:
+            yield more(item, "before it", silent("listen()"))
+        yield item
+        if item in again:
+            yield more(item, "again", item.cell)
+    for item in again:
+        yield more(item, "after the end", item.cell)
+    for item in again[:1]:
+        yield more(item, "judged with those that follow", silent("judge(3)"))
 
 
 def pytest_xdist_auto_num_workers(config):

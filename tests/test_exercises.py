@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import io
 import itertools
-import os
 import re
 from collections import Counter
 from functools import cache
@@ -14,9 +13,8 @@ import torch
 from torch import nn
 
 import tests.tools.exercises as key
-from helpers.lessons import ranks
 from helpers.lessons.exercises import Lesson, NotYet, run, table, taken
-from tests.tools import lessons
+from tests.tools import lessons, predictions
 
 LESSONS = key.every()
 ANSWERS = [
@@ -135,6 +133,10 @@ def test_lesson_and_solution_agree(lesson):
     assert 3 <= len(in_lesson) <= 5
     assert list(in_lesson) == list(in_solution) == list(declared(lesson).exercises)
     assert set(in_lesson) == {answer.exercise for answer in LESSONS[lesson]}
+    asked = [
+        re.search(r'^predict\("(.+?)"', cell["source"], re.M) for cell in lessons.read(key.notebook(lesson))["cells"]
+    ]
+    assert [found[1] for found in filter(None, asked)] == list(declared(lesson).predictions) != []
     for name, (statement, cell) in in_lesson.items():
         assert statement == in_solution[name][0], f"run 'make save': the statement of {name} differs"
         assert lessons.EFFORT.match(cell) and cell.endswith(f'check("{name}", answer)'), name
@@ -169,54 +171,38 @@ def test_a_lesson_is_committed_unanswered_and_its_solution_is_right(lesson):
     assert progress.split() == told.split()
 
 
-def truths(lesson, monkeypatch):
-    """What each prediction of a lesson is compared with when it is run, at once again, and after the lesson's end."""
-    asked = {}
-    monkeypatch.setattr(Lesson, "predict", lambda self, name, *told: asked.setdefault(name, []).append(told))
-    module = importlib.reload(importlib.import_module(f"helpers.lessons.exercises.{lesson}"))
-    monkeypatch.chdir(lessons.FOLDER)
-    names = {"__name__": "__main__"}
-
-    def execute(cell):
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
-            exec(compile(cell["source"], cell["id"], "exec"), names)
-
-    cells = [cell for cell in lessons.read(key.notebook(lesson))["cells"] if cell["cell_type"] == "code"]
-    predictions = [cell for cell in cells if lessons.PREDICTS.search(cell["source"])]
-    for cell in cells:
-        for _ in range(1 + (cell in predictions)):
-            execute(cell)
-    for cell in predictions:
-        execute(cell)
-    monkeypatch.undo()
-    torch.set_default_dtype(torch.float32)  # a lesson may have set another
-    return module.lesson, asked
+def heard(*runs):
+    """A lesson with two predictions, and what was heard of their runs, as tests.tools.predictions hears it."""
+    beliefs = [{"guess": [True, True], "says": "Both was a belief."}]
+    made = Lesson("sums", {"predictions": {name: {"beliefs": beliefs} for name in ("first", "second")}})
+    return [(made, *run) for run in runs]
 
 
-@pytest.fixture
-def own_processes():
-    """Those of `ranks` begin and end with the lesson, as in a kernel: lesson 12 leaves them in double precision."""
-    ranks._end(ranks._kept.pop(os.getpid(), []))
-    yield
-    ranks._end(ranks._kept.pop(os.getpid(), []))
+FIRST, SECOND = ("first", ..., {"a": True, "b": False}), ("second", [..., ...], [False, False])
 
 
-@pytest.mark.parametrize("lesson", LESSONS)
-def test_a_prediction_can_be_run_again_and_every_belief_about_it_is_a_wrong_guess(lesson, monkeypatch, own_processes):
-    """Runs the lesson once, its predictions three times, then judges every guess that has a sentence."""
-    made, asked = truths(lesson, monkeypatch)
-    assert list(asked) == list(made.predictions) and asked
-    again = {name: told for name, told in asked.items() if len(told) != 3 or repr(told[0]) != repr(told[2])}
-    again |= {name: told for name, told in asked.items() if repr(told[0]) != repr(told[1])}
-    assert not again
-    for name, ((guess, seen), *_) in asked.items():
-        assert made.guessed(name, guess, seen) == ("not attempted", "")
-        right = list(seen.values()) if isinstance(seen, dict) else seen
-        assert made.guessed(name, right, seen) == ("right", "")
-        assert made.predictions[name], f"{name} has no sentence for any wrong guess"
-        for wrong, belief in made.predictions[name].items():
-            standing, sentence = made.guessed(name, wrong, seen)
-            assert standing == "not yet" and belief in sentence, (name, wrong, seen)
+@pytest.mark.parametrize(
+    ("runs", "told"),
+    [
+        ([FIRST, FIRST, SECOND, SECOND, FIRST, SECOND], []),
+        ([FIRST, FIRST, FIRST], ["run: first; declared: first, second"]),
+        ([SECOND, FIRST] * 3, ["run: second, first; declared: first, second"]),
+        ([FIRST, SECOND] * 2 + [FIRST], ["second: not 3 times the same"]),
+        ([FIRST, SECOND] * 2 + [("first", ..., {"a": True, "b": True}), SECOND], ["first: not 3 times the same"]),
+        ([FIRST, ("second", [..., ...], [True, True])] * 3, ["second: [True, True], where"]),
+        ([FIRST, ("second", [False, False], [False, False])] * 3, ["second: [False, False], where"]),
+        ([FIRST, ("second", 1, 2)] * 3, ["second: 1, where"]),
+    ],
+)
+def test_what_is_wrong_with_a_prediction_is_named(runs, told):
+    found = list(predictions.faults(heard(*runs), 3))
+    assert len(found) == len(told) and all(map(str.startswith, found, told)), found
+
+
+def test_a_prediction_without_a_sentence_is_named():
+    (made, *_), *_ = asked = heard(*[FIRST, SECOND] * 3)
+    made.prediction("second", {})
+    assert list(predictions.faults(asked, 3)) == ["no sentence for any wrong guess: second"]
 
 
 def said(name, call, *args):

@@ -336,6 +336,22 @@ SPAWN = """\
 import multiprocessing
 with multiprocessing.get_context("spawn").Pool(2) as pool:
     print(pool.map(abs, [-1, -2]))"""
+TOLD = stream("○ not attempted: sum\n")
+
+
+def predict(third, fourth, seen=2):
+    """A prediction in the third cell, and what the third and the fourth cell do after it."""
+
+    def plant(cells):
+        sentences = {"predictions": {"sum": {"beliefs": [{"guess": 3, "says": "One more."}]}}}
+        source = f"from helpers.lessons.exercises import Lesson\nlesson, seen = Lesson('sums', {sentences}), {seen}"
+        rewrite(0, source)(cells)
+        rewrite(2, f'predict = lesson.predict\npredict("sum", ..., seen)\n{third}', TOLD)(cells)
+        rewrite(3, fourth)(cells)
+
+    return plant
+
+
 # What is changed, and the cell that must fail.
 PLANTED = {
     "nothing": (lambda cells: None, None),
@@ -357,6 +373,10 @@ PLANTED = {
     "end: the cell hangs": (add(3, "import time; time.sleep(600)"), 3),
     "end: the kernel dies": (add(3, "import os; os._exit(1)"), 3),
     "worker: two processes of its own": (rewrite(3, SPAWN, stream("[1, 2]\n")), None),
+    "prediction: nothing": (predict("", ""), None),
+    "prediction: what is so, at once again": (predict("seen += 1", "seen = 2"), 2),
+    "prediction: what is so, after the end": (predict("", "seen += 1"), 2),
+    "prediction: its sentence is for what is so": (predict("", "", seen=3), 2),
 }
 RUNNERS = {"nbval": [], "make quick": ["-p", "tests.tools.fast"]}
 
@@ -395,7 +415,8 @@ def verdict(request, saved, tmp_path_factory):
     put(folder / "held.ipynb", held)
     told = strict_nbval(*RUNNERS[request.param], "--nbval-cell-timeout=20", folder)
     failed = sum(cell is not None for _, cell in PLANTED.values())
-    assert f"{failed} failed, {4 * len(PLANTED) - failed + 1} passed" in told, told
+    more = 4 * sum(name.startswith("prediction") for name in PLANTED)  # see with_predictions in conftest.py
+    assert f"{failed} failed, {4 * len(PLANTED) + more - failed + 1} passed" in told, told
     return told
 
 

@@ -24,7 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.tools import lessons
+from tests.tools import lessons, predictions
 
 TRIED, NOTICED, SECONDS = 100, 0.95, 120
 REASONS = tomllib.loads(Path(__file__).with_name("survivors.toml").read_text("utf-8"))
@@ -139,7 +139,7 @@ def survivors(path: Path) -> tuple[int, list[str]]:
 def _survivors(path: Path) -> tuple[int, list[str]]:
     cells = [cell for cell in lessons.read(path)["cells"] if cell["cell_type"] == "code"]
     os.chdir(path.parent)
-    sources = [cell["source"] for cell in cells]
+    sources = [*(cell["source"] for cell in cells), predictions.cell("judge(1)")]
 
     def rest(names: dict, start: int) -> Iterator[str]:
         return (run(source, names) for source in sources[start:])
@@ -147,6 +147,7 @@ def _survivors(path: Path) -> tuple[int, list[str]]:
     # As in a kernel, the lesson is the main module: pickle looks up there what a cell defines.
     sys.modules["__main__"] = types.ModuleType("__main__")
     names = vars(sys.modules["__main__"])
+    run(predictions.cell("listen()"), names)
     expected = forked(lambda: list(rest(names, 0)))
     if expected is None:
         raise RuntimeError(f"{path.name}: did not run as it is within {SECONDS} seconds, so nothing can be compared")
