@@ -84,7 +84,7 @@ def with_predictions(items):
     for item in again:
         yield more(item, "after the end", item.cell)
     for item in again[:1]:
-        yield more(item, "judged with those that follow", silent("judge(3)"))
+        yield more(item, "judged with those that follow", silent(f"judge({lessons.said(item.parent.nb.cells)}, 3)"))
 
 
 def pytest_xdist_auto_num_workers(config):

@@ -133,10 +133,8 @@ def test_lesson_and_solution_agree(lesson):
     assert 3 <= len(in_lesson) <= 5
     assert list(in_lesson) == list(in_solution) == list(declared(lesson).exercises)
     assert set(in_lesson) == {answer.exercise for answer in LESSONS[lesson]}
-    asked = [
-        re.search(r'^predict\("(.+?)"', cell["source"], re.M) for cell in lessons.read(key.notebook(lesson))["cells"]
-    ]
-    assert [found[1] for found in filter(None, asked)] == list(declared(lesson).predictions) != []
+    said = lessons.said(lessons.read(key.notebook(lesson))["cells"])
+    assert list(said) == list(declared(lesson).predictions) != []
     for name, (statement, cell) in in_lesson.items():
         assert statement == in_solution[name][0], f"run 'make save': the statement of {name} differs"
         assert lessons.EFFORT.match(cell) and cell.endswith(f'check("{name}", answer)'), name
@@ -171,38 +169,46 @@ def test_a_lesson_is_committed_unanswered_and_its_solution_is_right(lesson):
     assert progress.split() == told.split()
 
 
-def heard(*runs):
-    """A lesson with two predictions, and what was heard of their runs, as tests.tools.predictions hears it."""
-    beliefs = [{"guess": [True, True], "says": "Both was a belief."}]
-    made = Lesson("sums", {"predictions": {name: {"beliefs": beliefs} for name in ("first", "second")}})
-    return [(made, *run) for run in runs]
-
-
 FIRST, SECOND = ("first", ..., {"a": True, "b": False}), ("second", [..., ...], [False, False])
+SAID = {"first": "[True, False]", "second": "[False, False]"}
+
+
+def faults(runs, said=SAID, beliefs=({"guess": [True, True], "says": "Both was a belief."},)):
+    """What is wrong with the two predictions of a lesson after these runs, as tests.tools.predictions hears them."""
+    made = Lesson("sums", {"predictions": {name: {"beliefs": beliefs} for name in SAID}})
+    return list(predictions.faults([(made, *run) for run in runs], said, 3))
 
 
 @pytest.mark.parametrize(
     ("runs", "told"),
     [
         ([FIRST, FIRST, SECOND, SECOND, FIRST, SECOND], []),
-        ([FIRST, FIRST, FIRST], ["run: first; declared: first, second"]),
-        ([SECOND, FIRST] * 3, ["run: second, first; declared: first, second"]),
+        ([], []),
+        ([FIRST, FIRST, FIRST], ["run: first; declared: first, second; in the text: first, second"]),
+        ([SECOND, FIRST] * 3, ["run: second, first; declared"]),
         ([FIRST, SECOND] * 2 + [FIRST], ["second: not 3 times the same"]),
         ([FIRST, SECOND] * 2 + [("first", ..., {"a": True, "b": True}), SECOND], ["first: not 3 times the same"]),
-        ([FIRST, ("second", [..., ...], [True, True])] * 3, ["second: [True, True], where"]),
+        ([FIRST, ("second", [..., ...], [False, True])] * 3, ["second: [False, False], where [False, True] is so"]),
         ([FIRST, ("second", [False, False], [False, False])] * 3, ["second: [False, False], where"]),
-        ([FIRST, ("second", 1, 2)] * 3, ["second: 1, where"]),
+        ([FIRST, ("second", 1, 2)] * 3, ["second: 1, where", "second: [False, False], where"]),
     ],
 )
 def test_what_is_wrong_with_a_prediction_is_named(runs, told):
-    found = list(predictions.faults(heard(*runs), 3))
+    found = faults(runs)
     assert len(found) == len(told) and all(map(str.startswith, found, told)), found
 
 
+def test_what_the_text_says_of_a_prediction_must_be_so():
+    (found,) = faults([FIRST, SECOND] * 3, SAID | {"second": "[True, False]"})
+    assert found.startswith("second: [True, False], where [False, False] is so, is told 'not yet'."), found
+    (found,) = faults([FIRST, ("second", ..., [True, True])] * 3, SAID | {"second": "[True, True]"})
+    assert found.startswith("second: [True, True], where [True, True] is so, is told 'not yet'. You said"), found
+    (found,) = faults([FIRST, SECOND] * 3, {"first": "[True, False]"})
+    assert found == "run: first, second; declared: first, second; in the text: first"
+
+
 def test_a_prediction_without_a_sentence_is_named():
-    (made, *_), *_ = asked = heard(*[FIRST, SECOND] * 3)
-    made.prediction("second", {})
-    assert list(predictions.faults(asked, 3)) == ["no sentence for any wrong guess: second"]
+    assert faults([FIRST, SECOND] * 3, beliefs=()) == ["no sentence for any wrong guess: first, second"]
 
 
 def said(name, call, *args):

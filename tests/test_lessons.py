@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -339,15 +340,16 @@ with multiprocessing.get_context("spawn").Pool(2) as pool:
 TOLD = stream("○ not attempted: sum\n")
 
 
-def predict(third, fourth, seen=2):
-    """A prediction in the third cell, and what the third and the fourth cell do after it."""
+def predict(third, fourth, said):
+    """A prediction in the third cell, what the third and the fourth cell do after it, and what the text says is so."""
 
     def plant(cells):
         sentences = {"predictions": {"sum": {"beliefs": [{"guess": 3, "says": "One more."}]}}}
-        source = f"from helpers.lessons.exercises import Lesson\nlesson, seen = Lesson('sums', {sentences}), {seen}"
+        source = f"from helpers.lessons.exercises import Lesson\nlesson, seen = Lesson('sums', {sentences}), 2"
         rewrite(0, source)(cells)
         rewrite(2, f'predict = lesson.predict\npredict("sum", ..., seen)\n{third}', TOLD)(cells)
         rewrite(3, fourth)(cells)
+        cells.insert(3, {"cell_type": "markdown", "id": "after", "metadata": {}, "source": f"{lessons.AFTER}`{said}`."})
 
     return plant
 
@@ -373,10 +375,9 @@ PLANTED = {
     "end: the cell hangs": (add(3, "import time; time.sleep(600)"), 3),
     "end: the kernel dies": (add(3, "import os; os._exit(1)"), 3),
     "worker: two processes of its own": (rewrite(3, SPAWN, stream("[1, 2]\n")), None),
-    "prediction: nothing": (predict("", ""), None),
-    "prediction: what is so, at once again": (predict("seen += 1", "seen = 2"), 2),
-    "prediction: what is so, after the end": (predict("", "seen += 1"), 2),
-    "prediction: its sentence is for what is so": (predict("", "", seen=3), 2),
+    "prediction: what is so, at once again": (predict("seen += 1", "seen = 2", "2"), 2),
+    "prediction: what the text says is so": (predict("", "", "3"), 2),
+    "prediction: what is so, after the end": (predict("", "seen += 1", "2"), 2),
 }
 RUNNERS = {"nbval": [], "make quick": ["-p", "tests.tools.fast"]}
 
@@ -395,11 +396,12 @@ def places():
 PLACES = dict(places())
 
 
-@pytest.fixture(scope="module", params=RUNNERS)
-def verdict(request, saved, tmp_path_factory):
-    """What strict nbval, with this project's own settings, says of the saved notebook after each change."""
-    if request.param == "make quick" and sys.platform != "linux":
-        pytest.skip("forks on Linux only")
+@pytest.fixture(scope="module")
+def verdicts(saved, tmp_path_factory):
+    """What strict nbval, with this project's own settings, says of the saved notebook after each change.
+
+    Both runners at once: each waits for the cell that hangs.
+    """
     folder, notebooks = tmp_path_factory.mktemp("planted"), {}
     for name, (file, first) in PLACES.items():
         notebook = lessons.read(saved)
@@ -409,11 +411,23 @@ def verdict(request, saved, tmp_path_factory):
         notebooks.setdefault(file, notebook | {"cells": []})["cells"] += notebook["cells"]
     for file, notebook in notebooks.items():
         put(folder / f"{file}.ipynb", notebook)
-    # That the second runner is not the first again: its kernels are forked from a process that holds torch.
-    held = unsaved("import sys; print('torch' in sys.modules)")
-    held["cells"][0].update(execution_count=1, outputs=[stream(f"{request.param == 'make quick'}\n")])
-    put(folder / "held.ipynb", held)
-    told = strict_nbval(*RUNNERS[request.param], "--nbval-cell-timeout=20", folder)
+
+    def told(runner):
+        # That the second runner is not the first again: its kernels are forked from a process that holds torch.
+        held = unsaved("import sys; print('torch' in sys.modules)")
+        held["cells"][0].update(execution_count=1, outputs=[stream(f"{runner == 'make quick'}\n")])
+        held = put(tmp_path_factory.mktemp(runner.replace(" ", "-")) / "held.ipynb", held)
+        return strict_nbval(*RUNNERS[runner], "--nbval-cell-timeout=40", folder, held)
+
+    with ThreadPoolExecutor() as pool:
+        yield {runner: pool.submit(told, runner) for runner in RUNNERS}
+
+
+@pytest.fixture(scope="module", params=RUNNERS)
+def verdict(request, verdicts):
+    if request.param == "make quick" and sys.platform != "linux":
+        pytest.skip("forks on Linux only")
+    told = verdicts[request.param].result()
     failed = sum(cell is not None for _, cell in PLANTED.values())
     more = 4 * sum(name.startswith("prediction") for name in PLANTED)  # see with_predictions in conftest.py
     assert f"{failed} failed, {4 * len(PLANTED) + more - failed + 1} passed" in told, told

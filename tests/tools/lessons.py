@@ -39,7 +39,9 @@ UNSTABLE = {
 FOLDED = {"hide-output": ("outputs_hidden",), "hide-cell": ("outputs_hidden", "source_hidden")}
 """What folds in JupyterLab where a tag folds it on the site."""
 AFTER = "<details>\n<summary>After your guess</summary>\n\n"
-PREDICTS = re.compile(r"^predict\(", re.M)
+PREDICTS = re.compile(r'^predict\("(.+?)"', re.M)
+SAID = re.compile(re.escape(AFTER) + r"`(.+?)`[.,:]")
+"""After a guess, what is so comes first, as one would have written it."""
 MINUTES = re.compile(r"About (\d+) minutes: (\d+) to read and run, (\d+) for the exercises")
 EFFORT = re.compile(r"^# difficulty [1-5] of 5, importance [1-5] of 5, about (\d+) minutes?$", re.M)
 IMAGE = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<src>[^)\s]*)[^)]*\)|<img\b(?P<tag>[^>]*)>", re.IGNORECASE)
@@ -172,6 +174,16 @@ def faults(path: Path) -> list[str]:
     return found
 
 
+def said(cells: list[dict]) -> dict[str, str]:
+    """What the text after each prediction says is so, as code; predictions by name, in their order."""
+    found = {}
+    for cell, after in pairwise([*cells, {"source": ""}]):
+        if cell["cell_type"] == "code" and (asked := PREDICTS.search(cell["source"])):
+            told = SAID.match(after["source"])
+            found[asked[1]] = told[1] if told else ""
+    return found
+
+
 def form_faults(path: Path) -> list[str]:
     """Where a lesson lacks the form of one: answers that wait, ways on from its end, and a length that can be read."""
     cells = read(path)["cells"]
@@ -184,7 +196,7 @@ def form_faults(path: Path) -> list[str]:
             for wrong, what in (
                 ("hide-output" not in cell["metadata"].get("tags", []), "a prediction without the tag hide-output"),
                 (not first.startswith("○ not attempted"), "a prediction that prints something before predict(...)"),
-                (not after["source"].startswith(AFTER), "what follows a prediction is not folded: After your guess"),
+                (not SAID.match(after["source"]), "no 'After your guess', folded, follows and begins with what is so"),
             ):
                 found += [f"{path.name}, cell {cell['id']!r}: {what}"] if wrong else []
     answers = solution_of(path).name

@@ -1,9 +1,10 @@
 """Predictions are run again in the lesson's own kernel, and judged: conftest.py adds these cells to those of nbval.
 
-A learner who guesses runs a prediction again, at once or after the lesson's end. Every run must see the same, and a
-wrong guess that has a sentence must be refused with it.
+A learner who guesses runs a prediction again, at once or after the lesson's end. Every run must see the same, which is
+what the text below says; and a wrong guess that has a sentence must be refused with it.
 """
 
+import ast
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,29 +27,32 @@ def listen() -> None:
     Lesson.guessed = hear  # type: ignore[method-assign]
 
 
-def judge(runs: int) -> None:
-    """Print what is wrong with the predictions that were heard, each so many times."""
+def judge(said: dict[str, str], runs: int) -> None:
     from helpers.lessons.exercises import Lesson
 
-    for fault in faults(list(Lesson.heard), runs):  # type: ignore[attr-defined]
+    for fault in faults(list(Lesson.heard), said, runs):  # type: ignore[attr-defined]
         print(fault)
 
 
-def faults(heard: list[tuple[Any, str, Any, Any]], runs: int) -> Iterator[str]:
-    """What is wrong with the predictions of one lesson: of each run the lesson, the name, the guess, and what is so."""
+def faults(heard: list[tuple[Any, str, Any, Any]], said: dict[str, str], runs: int) -> Iterator[str]:
+    """What is wrong with the predictions of one lesson.
+
+    ``heard`` has of each run the lesson, the name, the guess, and what is so; ``said`` what the text says is so.
+    """
     if not heard:
         return
     made = heard[0][0]
     names = list(dict.fromkeys(name for _, name, *_ in heard))
-    if names != list(made.predictions):
-        yield f"run: {', '.join(names)}; declared: {', '.join(made.predictions)}"
-    for name in filter(made.predictions.get, names):
+    if not names == list(made.predictions) == list(said):
+        yield f"run: {', '.join(names)}; declared: {', '.join(made.predictions)}; in the text: {', '.join(said)}"
+        return
+    for name in names:
         asked = [(guess, seen) for _, of, guess, seen in heard if of == name]
         if len(asked) != runs or len(set(map(repr, asked))) > 1:
             yield f"{name}: not {runs} times the same: {asked}"
         guess, seen = asked[0]
-        right = list(seen.values()) if isinstance(seen, dict) else seen
         beliefs = [(wrong, "not yet", belief) for wrong, belief in made.predictions[name].items()]
+        right = ast.literal_eval(said[name])
         for given, standing, sentence in [(guess, "not attempted", ""), (right, "right", ""), *beliefs]:
             told = made.guessed(name, given, seen)
             if told.standing != standing or sentence not in told.sentence or bool(sentence) != bool(told.sentence):
