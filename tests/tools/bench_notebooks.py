@@ -115,6 +115,22 @@ def single(path):
     return path.stem, f"{alone:.1f}", f"{1.3 * alone + 2:.1f}", f"{1.3 * whole + 2:.1f}", *told
 
 
+def gates():
+    """Rows: the wall seconds of plain nbval for all notebooks, of what a change has to pass, and how often that is."""
+    plain = "--noconftest", "-c", os.devnull, "--nbval", "--nbval-current-env", "-n", 2, "--dist", "loadscope"
+    results = {
+        "plain nbval -n 2": measured(sys.executable, "-m", "pytest", "-q", *plain, *lessons.paths()),
+        "make test": measured("make", "test"),
+        "make stable": measured("make", "stable"),
+    }
+    if failed := [f"{name}: {result}" for name, result in results.items() if isinstance(result, str)]:
+        sys.exit("\n".join(failed))
+    seconds = {name: wall for name, (wall, *_) in results.items()}
+    seconds["make stable and make test, as .ci/run"] = seconds["make stable"] + seconds["make test"]
+    for name, wall in seconds.items():
+        yield name, f"{wall:.0f}", f"{wall / seconds['plain nbval -n 2']:.2f}"
+
+
 def main(names):
     from tests.tools.bench import show  # here, as it imports torch, which the bound times
 
@@ -124,6 +140,8 @@ def main(names):
     show(head, [*suite(paths)])
     head = ["one lesson, wall s", "bound", "1.3 bound + 2", "with import torch", "make quick", "make test"]
     show(head, [single(path) for path in paths if path.parent == lessons.FOLDER])
+    if not names:
+        show(["what a change has to pass", "wall s", "/ plain nbval"], [*gates()])
 
 
 if __name__ == "__main__":
