@@ -35,6 +35,7 @@ ENVIRONMENTS = {
     "newest": None,
     "oldest": ("python3.11", oldest(WANTED)),
     "Python 3.13": ("python3.13", WANTED),
+    "Python 3.14": ("python3.14", WANTED),
 }
 SETTINGS = {
     "as it is": {},
