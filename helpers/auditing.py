@@ -136,15 +136,9 @@ class _Case:
         self.parameters = dict(model.named_parameters())
         self.tensors = self.parameters | dict(model.named_buffers())
         self.registered = {id(item) for item in (*self.modules.values(), *self.tensors.values())}
-        self.frozen = frozen_modules(model, around=is_held(model))
-        self.parts = frozen_parts(model, self.frozen)
-        self.still = {name: part for name, part in self.modules.items() if self.frozen[name]}
-        # By topmost frozen part what is in it.
-        self.inside: dict[str, dict[str, nn.Module]] = {name: {} for name in self.parts}
-        part_of: dict[str, str] = {}
-        for name, module in self.still.items():  # parents before what is in them
-            part_of[name] = part = name if name in self.parts else part_of[_around(name)]
-            self.inside[part][name] = module
+        frozen = frozen_modules(model, around=is_held(model))
+        self.parts = frozen_parts(model, frozen)
+        self.still = {name: part for name, part in self.modules.items() if frozen[name]}
         # What FSDP has gathered stands in the model for now, and its shard in the optimizer.
         self.gathered = _gathered(self.modules.values())
         whole = {id(shard): id_ for id_, shard in self.gathered.items() if id_ in self.registered}
@@ -163,6 +157,11 @@ class _Case:
         self.order = {name: i for i, name in enumerate(self.modules)}
         self.flags = {name: [p.requires_grad for p in module.parameters()] for name, module in self.modules.items()}
 
+    def inside(self, part: str) -> dict[str, nn.Module]:
+        """What is in a frozen part and does not train elsewhere, the part with it."""
+        named = self.modules[part].named_modules(prefix=part)
+        return {name: module for name, module in named if name in self.still}
+
     def rests(self, part: nn.Module) -> bool:
         """Whether all parameters of a part belong to optimizers whose turn it is not."""
         held = [self.held.get(id(parameter), []) for parameter in part.parameters()]
@@ -175,7 +174,7 @@ class _Case:
         such a stack, if all its blocks hold some and the part is no stack itself, as embeddings are not.
         """
         around, order = _around(part), self.order[part]
-        beside = not _stacks(self.inside[part])
+        beside = not _stacks(self.inside(part))
         return self._only_inputs_train or any(
             order > self.order[first] if _is_in(part, stack) else whole and beside and _is_in(stack, around)
             for stack, first, whole in self._adapted
@@ -470,7 +469,7 @@ def frozen_part_in_train_mode(case: _Case) -> _Texts:
     """
     awake = []
     for name, part in case.parts.items():
-        training = {inner: module for inner, module in case.inside[name].items() if module.training}
+        training = {inner: module for inner, module in case.inside(name).items() if module.training}
         moving = [inner for inner, module in training.items() if _moves_buffers(module)]
         drawing = [inner for inner, module in training.items() if _draws(module)]
         if (moving or drawing) and not case.rests(part) and (moving or not case.gradient_passes(name)):
@@ -701,7 +700,7 @@ def off_in_eval_mode(case: _Case) -> _Texts:
     for name, part in case.parts.items():
         if is_held(part) and not part.training:
             surely, maybe = case.feeds(name)
-            inside = case.inside[name].values()
+            inside = case.inside(name).values()
             off = {
                 # Who switches it on thinks that a gradient may pass.
                 "activation checkpointing": maybe
