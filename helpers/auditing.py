@@ -126,6 +126,8 @@ class _Held(NamedTuple):
     tensor: torch.Tensor
     group: dict[str, Any]
     optimizer: Optimizer
+    rests: bool
+    """Whether it is not the optimizer's turn: all that it holds is frozen, and another one has something to train."""
 
 
 class _Case:
@@ -135,24 +137,23 @@ class _Case:
         self.modules = dict(model.named_modules())
         self.parameters = dict(model.named_parameters())
         self.tensors = self.parameters | dict(model.named_buffers())
-        self.registered = {id(item) for item in (*self.modules.values(), *self.tensors.values())}
+        self.registered = {*self.modules.values(), *self.tensors.values()}
         frozen = frozen_modules(model, around=is_held(model))
         self.parts = frozen_parts(model, frozen)
         self.still = {name: part for name, part in self.modules.items() if frozen[name]}
         # What FSDP has gathered stands in the model for now, and its shard in the optimizer.
         self.gathered = _gathered(self.modules.values())
-        whole = {id(shard): id_ for id_, shard in self.gathered.items() if id_ in self.registered}
-        self.held: dict[int, list[_Held]] = {}
-        for optimizer in optimizers:
+        whole = {shard: gathered for gathered, shard in self.gathered.items() if gathered in self.registered}
+        self.held: dict[torch.Tensor, list[_Held]] = {}
+        at_work = [any(p.requires_grad for group in o.param_groups for p in group["params"]) for o in optimizers]
+        for optimizer, works in zip(optimizers, at_work, strict=True):
+            rests = any(at_work) and not works
             for i, group in enumerate(optimizer.param_groups):
                 names = dict(enumerate(group.get("param_names", ())))
                 for j, tensor in enumerate(group["params"]):
                     name = names.get(j, f"param_groups[{i}]['params'][{j}]")
-                    key = whole.get(id(tensor), id(tensor))
-                    self.held.setdefault(key, []).append(_Held(name, tensor, group, optimizer))
-        # Whose turn it is not: all that it holds is frozen, and another optimizer has something to train.
-        at_work = {id(o) for o in optimizers if any(p.requires_grad for g in o.param_groups for p in g["params"])}
-        self.resting = set(map(id, optimizers)) - at_work if at_work else set()
+                    held = _Held(name, tensor, group, optimizer, rests)
+                    self.held.setdefault(whole.get(tensor, tensor), []).append(held)
         # For each module its place, and which of its parameters train, in order.
         self.order = {name: i for i, name in enumerate(self.modules)}
         self.flags = {name: [p.requires_grad for p in module.parameters()] for name, module in self.modules.items()}
@@ -164,8 +165,8 @@ class _Case:
 
     def rests(self, part: nn.Module) -> bool:
         """Whether all parameters of a part belong to optimizers whose turn it is not."""
-        held = [self.held.get(id(parameter), []) for parameter in part.parameters()]
-        return bool(held) and all(several and all(id(h.optimizer) in self.resting for h in several) for several in held)
+        holders = [self.held.get(parameter, []) for parameter in part.parameters()]
+        return bool(holders) and all(several and all(held.rests for held in several) for several in holders)
 
     def gradient_passes(self, part: str) -> bool:
         """Whether the gradient has to pass through a frozen part, as far as the structure of the model tells it.
@@ -306,7 +307,7 @@ def orphan_in_optimizer(case: _Case) -> _Texts:
         # A plain tensor is there on purpose, such as an image to be optimized.
         if isinstance(tensor, nn.Parameter) and key not in case.registered:
             yield name, f"the optimizer holds {name!r}, which is not, or no longer, a parameter of the model."
-        elif id(tensor) in case.gathered:
+        elif tensor in case.gathered:
             yield name, f"the optimizer holds {name!r} as FSDP has gathered it for now. Call model.reshard() first."
 
 
@@ -326,9 +327,9 @@ def trainable_in_no_optimizer(case: _Case) -> _Texts:
     no findings
     """
     averages = [module for module in case.modules.values() if isinstance(module, AveragedModel)]
-    known = case.held.keys() | {id(parameter) for module in averages for parameter in module.parameters()}
+    known = case.held.keys() | {parameter for module in averages for parameter in module.parameters()}
     for name, parameter in case.parameters.items():
-        if case.held and parameter.requires_grad and id(parameter) not in known:
+        if case.held and parameter.requires_grad and parameter not in known:
             yield name, f"{name!r} is trainable but in no optimizer: backward computes its gradient for nothing."
 
 
@@ -347,7 +348,7 @@ def held_twice(case: _Case) -> _Texts:
     no findings
     """
     for name, parameter in case.parameters.items():
-        optimizers = [id(held.optimizer) for held in case.held.get(id(parameter), ())]
+        optimizers = [id(held.optimizer) for held in case.held.get(parameter, ())]
         if len(set(optimizers)) < len(optimizers):
             yield name, f"one optimizer holds {name!r} more than once: a step moves it as often."
 
@@ -370,7 +371,7 @@ def nothing_trainable(case: _Case) -> _Texts:
     """
     held = [first.tensor for first, *_ in case.held.values()]
     # Of what the model has not, or no longer, another rule speaks.
-    if any(id(tensor) in case.registered for tensor in held) and not any(tensor.requires_grad for tensor in held):
+    if not case.registered.isdisjoint(held) and not any(tensor.requires_grad for tensor in held):
         yield "", "all that the optimizer holds is frozen: it moves nothing, or what has an old gradient."
 
 
@@ -399,8 +400,8 @@ def stale_grad(case: _Case) -> _Texts:
     """
     for name, parameter in case.parameters.items():
         if not parameter.requires_grad and parameter.grad is not None:
-            holders = [held for held in case.held.get(id(parameter), ()) if id(held.optimizer) not in case.resting]
-            if moving := list(filter(_moves, holders)):
+            holders = case.held.get(parameter, ())
+            if moving := [held for held in holders if not held.rests and _moves(held)]:
                 moves = "moves" if any(map(_is_torchs, moving)) else "may move"
                 old = f"{name!r} is frozen but has an old gradient"
                 yield name, f"{old}: if this optimizer steps before zero_grad, it {moves}."
@@ -828,9 +829,9 @@ def _is_lost(item: object, holder: nn.Module, case: _Case) -> bool:
         tensors = [tensor for tensor in inputs if isinstance(tensor, nn.Parameter)]
     elif isinstance(item, torch.Tensor):
         tensors = [item]
-    elif isinstance(item, nn.Module) and id(item) not in case.registered and holder not in set(item.modules()):
+    elif isinstance(item, nn.Module) and item not in case.registered and holder not in set(item.modules()):
         tensors = item.parameters()
-    return any(tensor.requires_grad and id(tensor) not in case.registered for tensor in tensors)
+    return any(tensor.requires_grad and tensor not in case.registered for tensor in tensors)
 
 
 @_rule("Tie them again, one.weight = other.weight, and build the optimizer after it.")
@@ -931,27 +932,27 @@ def changed_after_wrapping(case: _Case) -> _Texts:
         # the meta device.
         with _OnMeta():
             buckets = ddp.reducer._get_zeros_like_grad_buckets()
-        synchronized = {id(parameter): parameter for bucket in buckets for parameter in bucket.parameters()}
+        synchronized = {parameter for bucket in buckets for parameter in bucket.parameters()}
         # Only a gradient that it waits for makes it wait for the others.
-        trained = any(parameter.requires_grad for parameter in here.values() if id(parameter) in synchronized)
+        trained = any(parameter.requires_grad for parameter in synchronized.intersection(here.values()))
         waits = trained and not (ddp.find_unused_parameters or ddp.static_graph)
         for name, parameter in here.items():
             full = f"{prefix}.module.{name}".lstrip(".")
-            known, trains = id(parameter) in synchronized, parameter.requires_grad
+            known, trains = parameter in synchronized, parameter.requires_grad
             if trains and not known and name not in ddp.parameters_to_ignore:
                 yield full, f"{full!r} is trainable, but DistributedDataParallel does not synchronize it."
             if known and waits and not trains:
                 yield full, f"{full!r} is frozen, but DistributedDataParallel waits for its gradient."
-        gone = synchronized.keys() - set(map(id, here.values()))
+        gone = synchronized.difference(here.values())
         if gone and waits:
             yield prefix, f"{_shown(prefix)} waits for the gradients of {len(gone)} parameters no longer in it."
 
 
-def _gathered(modules: Iterable[Any]) -> dict[int, torch.Tensor]:
+def _gathered(modules: Iterable[Any]) -> dict[Any, torch.Tensor]:
     """For each parameter that FSDP2 has gathered at some time its shard. torch has no public way to get at these."""
     states = [module._get_fsdp_state() for module in modules if hasattr(module, "_get_fsdp_state")]
     groups = [group for state in states if (group := getattr(state, "_fsdp_param_group", None))]
-    return {id(getattr(p, "_unsharded_param", None)): p.sharded_param for group in groups for p in group.fsdp_params}
+    return {getattr(p, "_unsharded_param", None): p.sharded_param for group in groups for p in group.fsdp_params}
 
 
 class _OnMeta(TorchDispatchMode):
@@ -985,6 +986,6 @@ def flag_on_gathered_parameter(case: _Case) -> _Texts:
     no findings
     """
     for name, parameter in case.parameters.items():
-        if case.gathered.get(id(parameter), parameter).requires_grad != parameter.requires_grad:
+        if case.gathered.get(parameter, parameter).requires_grad != parameter.requires_grad:
             flag = f"requires_grad = {parameter.requires_grad} on {name!r}"
             yield name, f"{flag} will be forgotten: FSDP has gathered the parameter."
