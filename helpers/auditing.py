@@ -538,7 +538,8 @@ def _methods_of(kind: type) -> dict[str, frozenset[str]]:
         for name, member in vars(base).items():
             if isinstance(member, property | classmethod | staticmethod):
                 member = member.fget if isinstance(member, property) else member.__func__
-            codes = [inspect.unwrap(member).__code__] if isinstance(member, FunctionType) else []
+            member = inspect.unwrap(member) if isinstance(member, FunctionType) else member
+            codes = [member.__code__] if isinstance(member, FunctionType) else []
             used = set(found.get(name, ()))  # a method may call the one that it overrides
             for code in codes:  # grows
                 codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
