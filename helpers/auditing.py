@@ -8,7 +8,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import chain, groupby
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -49,15 +49,11 @@ class Finding:
         return f"{PAGES}{self.rule}.html" if PAGES else f"Rule {self.rule}"
 
     def __str__(self) -> str:
-        told = _wrapped(f"{self.rule}: {self.message}", "", "  "), _wrapped(self.remedy, "    ", "    ")
-        return "\n".join([*told, f"    Page: {self.page}"])
-
-
-def _wrapped(text: str, first: str, others: str) -> str:
-    """In lines of 88 characters: a notebook breaks a longer one within a word."""
-    lines = textwrap.TextWrapper(88, initial_indent=first, subsequent_indent=others)
-    lines.break_long_words = lines.break_on_hyphens = False
-    return lines.fill(text)
+        # In lines of 88 characters: a notebook breaks a longer one within a word.
+        fill = partial(textwrap.fill, width=88, break_long_words=False, break_on_hyphens=False)
+        told = fill(f"{self.rule}: {self.message}", subsequent_indent="  ")
+        remedy = fill(self.remedy, initial_indent="    ", subsequent_indent="    ")
+        return f"{told}\n{remedy}\n    Page: {self.page}"
 
 
 class Findings(list[Finding]):
@@ -191,11 +187,10 @@ class _Case:
             module, branch = self.modules[_around(inner)], self.modules[inner]
             if not isinstance(module, nn.ModuleList | nn.ModuleDict):
                 children, in_turn = list(module.children()), isinstance(module, nn.Sequential)
-                others = [i for i, child in enumerate(children) if in_turn or type(child) is not type(branch)]
-                training = [i for i in others if any(p.requires_grad for p in children[i].parameters())]
-                before = [i for i in training if i < children.index(branch)]
-                maybe |= bool(before)
-                surely |= bool(before) and (in_turn or before != training)
+                others = [_trains(child) and (in_turn or type(child) is not type(branch)) for child in children]
+                before, after = others[: children.index(branch)], others[children.index(branch) :]
+                maybe |= any(before)
+                surely |= any(before) and (in_turn or any(after))
             inner = _around(inner)
         return surely, maybe or surely
 
@@ -212,8 +207,7 @@ class _Case:
     def _is_adapted(self, block: str) -> bool:
         """Whether frozen and trainable take turns in it, or it is one frozen layer with something trainable."""
         runs = sum(1 for _ in groupby(self.flags[block]))
-        frozen = [name for name in self.modules if _is_in(name, block) and not any(self.flags[name])]
-        return runs > 2 or not any(_has_children(self.modules[name]) for name in frozen)
+        return runs > 2 or all(_trains(part) or not _has_children(part) for part in self.modules[block].modules())
 
     @cached_property
     def _only_inputs_train(self) -> bool:
@@ -264,6 +258,10 @@ def _around(name: str) -> str:
 
 def _has_children(module: nn.Module) -> bool:
     return next(module.children(), None) is not None
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _stacks(modules: dict[str, nn.Module]) -> dict[tuple[str, type], list[str]]:
