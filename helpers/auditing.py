@@ -6,7 +6,7 @@ import html
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import chain, groupby
@@ -243,13 +243,10 @@ def _shown(name: str) -> str:
     return repr(name) if name else "the model"
 
 
-def _few(names: Iterable[str], most: int = 3) -> str:
-    return few(map(_shown, names), most)
-
-
-def _for(items: Sized, text: str) -> str:
-    """Of each ``{one|several}`` in the text what goes with the number of items."""
-    return re.sub(r"\{(.*?)\|(.*?)\}", r"\1" if len(items) == 1 else r"\2", text)
+def _for(names: Collection[str], text: str, most: int = 3) -> str:
+    """The text with the first names for ``{}``, and of each ``{one|several}`` what goes with their number."""
+    text = re.sub(r"\{([^{}]*)\|([^{}]*)\}", r"\1" if len(names) == 1 else r"\2", text)
+    return text.replace("{}", few(map(_shown, names), most))
 
 
 def _around(name: str) -> str:
@@ -471,12 +468,12 @@ def frozen_part_in_train_mode(case: _Case) -> _Texts:
         training = {inner: module for inner, module in case.inside(name).items() if module.training}
         moving = [inner for inner, module in training.items() if _moves_buffers(module)]
         drawing = [inner for inner, module in training.items() if _draws(module)]
-        if (moving or drawing) and not case.rests(part) and (moving or not case.gradient_passes(name)):
+        if (moving or (drawing and not case.gradient_passes(name))) and not case.rests(part):
             call = "call {its eval()|eval() on each}"
             if not is_held(part):
                 freeze = "Freeze {it|them} with helpers.freeze(), which holds eval mode"
                 remedy = f"{freeze}, or {call} after every model.train()."
-            elif all(is_held(case.modules[inner]) for inner in moving + drawing):
+            elif all(is_held(training[inner]) for inner in moving + drawing):
                 remedy = f"Something assigned to .training, against which freeze() cannot hold: {call}."
             else:
                 remedy = "Something was put in after freeze(), which does not hold it: call freeze() again."
@@ -484,10 +481,9 @@ def frozen_part_in_train_mode(case: _Case) -> _Texts:
     for (*_, remedy), group in groupby(awake, key=lambda found: found[0]):  # neighbours that are alike
         _, names, moves, draws = zip(*group, strict=True)
         moving, drawing = [*chain(*moves)], [*chain(*draws)]
-        does = [(moving, "module{ moves its|s move their} buffers"), (drawing, "module{ draws|s draw} at random")]
-        told = [f"{len(inner):,} {_for(inner, what)} ({_few(inner, 2)})" for inner, what in does if inner]
-        are = _for(names, "{is|are} frozen but in train mode")
-        yield names, f"{_few(names)} {are}: {', '.join(told)}.", _for(names, remedy)
+        does = {"module{ moves its|s move their} buffers ({})": moving, "module{ draws|s draw} at random ({})": drawing}
+        told = ", ".join(f"{len(inner):,} {_for(inner, what, 2)}" for what, inner in does.items() if inner)
+        yield names, _for(names, "{} {is|are} frozen but in train mode: ") + f"{told}.", _for(names, remedy)
 
 
 def _moves_buffers(module: nn.Module) -> bool:
@@ -587,8 +583,7 @@ def batch_statistics_in_frozen_part(case: _Case) -> _Texts:
     no findings
     """
     names = [n for n, norm in case.still.items() if isinstance(norm, _BatchNorm) and norm.running_mean is None]
-    have = _for(names, "{has|have} no running statistics")
-    yield names, f"{_few(names)} {have}: what it gives for an example depends on the batch."
+    yield names, _for(names, "{} {has|have} no running statistics: what it gives for an example depends on the batch.")
 
 
 @_rule("Trace or export it again, in eval mode or after helpers.freeze().")
@@ -632,22 +627,19 @@ def observer_in_frozen_part(case: _Case) -> _Texts:
     no findings
     """
     names = []
-    for name, module in case.still.items():
-        # The observer in a FakeQuantize works when that one says so.
-        around = case.modules[_around(name)]
-        if _is_a(module, "FakeQuantizeBase"):
-            works = _pushes(getattr(module, "observer_enabled", None))
-        else:
-            works = _is_a(module, "ObserverBase") and not _is_a(around, "FakeQuantizeBase")
-        if works and any(True for _ in module.buffers()):
+    observers = {name: module for name, module in case.still.items() if _is_observer(module)}
+    for name, module in observers.items():
+        switch = getattr(module, "observer_enabled", None)
+        within = name and _around(name) in observers  # in a FakeQuantize, which says whether it works
+        if not within and (switch is None or _pushes(switch)) and any(True for _ in module.buffers()):
             names.append(name)
-    observe = _for(names, "{observes what passes and moves its|observe what passes and move their} buffers")
-    yield names, f"{_few(names)} {observe}, in eval mode too."
+    observe = "{} {observes what passes and moves its|observe what passes and move their} buffers"
+    yield names, _for(names, f"{observe}, in eval mode too.")
 
 
-def _is_a(module: nn.Module, kind: str) -> bool:
+def _is_observer(module: nn.Module) -> bool:
     """By the name of the class: importing torch's quantization takes long."""
-    return any(base.__name__ == kind for base in type(module).__mro__)
+    return not {"ObserverBase", "FakeQuantizeBase"}.isdisjoint(base.__name__ for base in type(module).__mro__)
 
 
 @_rule("Call model.train(), which looks at what is frozen, or undo with helpers.unfreeze() instead of the flags.")
@@ -668,10 +660,9 @@ def held_but_trainable(case: _Case) -> _Texts:
     no findings
     """
     norms = {name: norm for name, norm in case.modules.items() if isinstance(norm, _NormBase) and is_held(norm)}
-    off = [name for name, norm in norms.items() if not norm.training and vars(norm)["train"].wanted()]
-    names = [name for name in off if any(case.flags[name])]
-    train = _for(names, "{trains, but is|train, but are}")
-    yield names, f"{_few(names)} {train} still held in eval mode, as helpers.freeze() left it."
+    off = {name: norm for name, norm in norms.items() if not norm.training and vars(norm)["train"].wanted()}
+    names = [name for name, norm in off.items() if _trains(norm)]
+    yield names, _for(names, "{} {trains, but is|train, but are} still held in eval mode, as helpers.freeze() left it.")
 
 
 @_rule("If a gradient has to pass through it, use helpers.freeze(..., hold=False), and look with helpers.watch().")
