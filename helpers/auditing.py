@@ -692,13 +692,13 @@ def off_in_eval_mode(case: _Case) -> _Texts:
         if is_held(part) and not part.training:
             surely, maybe = case.feeds(name)
             inside = case.inside(name).values()
+            on = {attribute for module in inside for attribute, value in vars(module).items() if value is True}
+            recurrent = chain(*(module.parameters() for module in inside if isinstance(module, nn.RNNBase)))
             off = {
                 # Who switches it on thinks that a gradient may pass.
-                "activation checkpointing": maybe
-                and any(vars(module).get("gradient_checkpointing") is True for module in inside),
-                "backward by cuDNN": surely
-                and any(p.is_cuda for module in inside if isinstance(module, nn.RNNBase) for p in module.parameters()),
-                "auxiliary outputs": surely and any(vars(module).get("aux_logits") is True for module in inside),
+                "activation checkpointing": maybe and "gradient_checkpointing" in on,
+                "backward by cuDNN": surely and any(parameter.is_cuda for parameter in recurrent),
+                "auxiliary outputs": surely and "aux_logits" in on,
             }
             if its := " and its ".join(what for what, is_off in off.items() if is_off):
                 yield name, f"{_shown(name)} is held in eval mode, which switches off its {its}."
