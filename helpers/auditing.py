@@ -408,20 +408,15 @@ def _is_torchs(held: _Held) -> bool:
 
 def _moves(held: _Held) -> bool:
     """Whether the next step moves a parameter that gets no new gradient, or may move it."""
-    state = _state(held)
-    pushes = (held.tensor.grad, state.get("momentum_buffer"), state.get("exp_avg"))
+    optimizer, pushes = held.optimizer, [held.tensor.grad]
     # ASGD decays by lambd.
-    decays = held.group.get("weight_decay") or held.group.get("lambd")
-    if _is_torchs(held):
-        state = held.optimizer.state if isinstance(held.optimizer, torch.optim.LBFGS) else {}
-    return held.group.get("lr") != 0 and bool(decays or state or any(map(_pushes, pushes)))
-
-
-def _state(held: _Held) -> dict[Any, Any]:
-    """What the optimizer remembers of a parameter, or the one that it wraps."""
-    names = ("_base_optimizer", "base_optimizer", "optimizer", "optim")
-    optimizers = (held.optimizer, *(getattr(held.optimizer, name, None) for name in names))
-    return next(filter(None, (getattr(optimizer, "state", {}).get(held.tensor) for optimizer in optimizers)), {})
+    moves = bool(held.group.get("weight_decay") or held.group.get("lambd"))
+    if _is_torchs(held) and not isinstance(optimizer, torch.optim.LBFGS):
+        pushes += map(optimizer.state.get(held.tensor, {}).get, ("momentum_buffer", "exp_avg"))
+    else:  # any state, its own or that of an optimizer that it wraps
+        wrapped = ("_base_optimizer", "base_optimizer", "optimizer", "optim")
+        moves |= any(getattr(o, "state", None) for o in (optimizer, *(getattr(optimizer, w, None) for w in wrapped)))
+    return held.group.get("lr") != 0 and (moves or any(map(_pushes, pushes)))
 
 
 def _pushes(tensor: Any) -> bool:
@@ -660,8 +655,8 @@ def held_but_trainable(case: _Case) -> _Texts:
     no findings
     """
     norms = {name: norm for name, norm in case.modules.items() if isinstance(norm, _NormBase) and is_held(norm)}
-    off = {name: norm for name, norm in norms.items() if not norm.training and vars(norm)["train"].wanted()}
-    names = [name for name, norm in off.items() if _trains(norm)]
+    off = [name for name, norm in norms.items() if not norm.training and vars(norm)["train"].wanted()]
+    names = [name for name in off if any(case.flags[name])]
     yield names, _for(names, "{} {trains, but is|train, but are} still held in eval mode, as helpers.freeze() left it.")
 
 
