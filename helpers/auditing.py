@@ -523,18 +523,19 @@ _STORES = ("STORE_ATTR", "STORE_SUBSCR", "STORE_SLICE")  # the first has a name,
 @cache
 def _methods_of(kind: type) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
-    for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+    for base in reversed(kind.__mro__[: kind.__mro__.index(nn.Module)]):
         for name, member in vars(base).items():
             if isinstance(member, property | classmethod | staticmethod):
                 member = member.fget if isinstance(member, property) else member.__func__
             member = inspect.unwrap(member) if isinstance(member, FunctionType) else member
             codes = [member.__code__] if isinstance(member, FunctionType) else []
-            used = set(found.get(name, ()))  # a method may call the one that it overrides
+            used: set[str] = set()
             for code in codes:  # grows
                 codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
                 stores = [step for step in dis.get_instructions(code) if step.opname in _STORES]
                 used |= {*code.co_names, *(f"{step.argval or '[]'} =" for step in stores)}
-            found[name] = frozenset(used)
+            # What it overrides counts where it is called.
+            found[name] = frozenset(used | found.get(name, set()) if name in used else used)
     return found
 
 
