@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import functools
 import inspect
 import sys
 import time
@@ -1436,6 +1437,23 @@ def test_what_moves_is_always_named():
     model = low_rank()
     model["body"].layer[1].output.append(nn.BatchNorm1d(2).requires_grad_(False))
     assert found(model) == [(AWAKE, "body.layer.1.output")]
+
+
+class WithoutStatistics(nn.BatchNorm1d):
+    """As of a library that writes forward anew: what it overrides is never called."""
+
+    def forward(self, x):
+        return x * self.weight
+
+
+class Wraps(nn.Linear):
+    act = functools.wraps(torch.relu)(lambda self, x: torch.relu(x))
+    """Says that it wraps what has no code."""
+
+
+def test_only_what_is_called_counts_among_a_modules_methods():
+    assert found(nn.Sequential(WithoutStatistics(2).requires_grad_(False), nn.Linear(2, 2))) == []
+    assert found(nn.Sequential(Wraps(2, 2).requires_grad_(False), nn.Linear(2, 2))) == []
 
 
 def test_like_neighbours_are_one_finding():
