@@ -1,6 +1,5 @@
 """Freeze parts of a model, so that they neither move nor draw at random, and undo exactly that."""
 
-import copy
 import difflib
 import inspect
 import warnings
@@ -9,7 +8,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -28,15 +26,15 @@ def frozen_modules(model: nn.Module, around: bool = False, chosen: Iterable[int]
     >>> frozen_modules(nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.BatchNorm1d(2, affine=False)))
     {'': True, '0': True, '1': True}
     """
-    known: dict[nn.Module, bool | None] = {}
-    frozen: dict[str, bool] = {}
     modules = list(model.named_modules(remove_duplicate=False))  # parents before what is in them
+    flags: dict[nn.Module, set[bool]] = {}
+    for _, module in reversed(modules):
+        own = {not p.requires_grad or id(p) in chosen for p in module.parameters(recurse=False)}
+        flags[module] = own.union(*(flags[child] for child in module.children()))
+    frozen: dict[str, bool] = {}
     for name, module in modules:
-        own = _all_frozen(module, known, chosen)
-        if own is None:
-            own = frozen[name.rpartition(".")[0]] if name else around
-            own = own or (is_held(module) and vars(module)["train"].alone)
-        frozen[name] = own
+        follows = frozen[name.rpartition(".")[0]] if name else around
+        frozen[name] = all(flags[module] or {follows or (is_held(module) and vars(module)["train"].alone)})
     trains = {module for name, module in modules if not frozen[name]}
     return {name: module not in trains for name, module in modules}
 
@@ -60,16 +58,6 @@ def held_parts(model: nn.Module) -> list[str]:
     modules = dict(model.named_modules(remove_duplicate=False))
     frozen = frozen_modules(model, around=is_held(model))
     return list(frozen_parts(model, {name: frozen[name] and is_held(part) for name, part in modules.items()}))
-
-
-def _all_frozen(module: nn.Module, known: dict[nn.Module, bool | None], chosen: Iterable[int] = ()) -> bool | None:
-    """Whether all parameters in ``module`` are frozen; None when there are none. ``known`` is what was found so far."""
-    if module not in known:
-        own = module.parameters(recurse=False)
-        found: list[bool | None] = [not p.requires_grad or id(p) in chosen for p in own]
-        found += [_all_frozen(child, known, chosen) for child in module.children()]
-        known[module] = None if all(flag is None for flag in found) else False not in found
-    return known[module]
 
 
 def freeze(module: nn.Module, *patterns: str, hold: bool = True, **unknown: object) -> list[str]:
@@ -133,7 +121,7 @@ def freeze(module: nn.Module, *patterns: str, hold: bool = True, **unknown: obje
             "and hold=False sets flags only"
         )
     names, owners, groups = _select(module, patterns)
-    chosen, before = set[int]().union(*groups.values()), _recorded(owners)
+    chosen = set[int]().union(*groups.values())
     frozen = frozen_modules(module, around=not patterns, chosen=chosen)
     parts = list(frozen_parts(module, frozen).values()) if hold else []
     if patterns:
@@ -143,19 +131,14 @@ def freeze(module: nn.Module, *patterns: str, hold: bool = True, **unknown: obje
             f"{fixed} was traced in train mode, which the trace keeps, so it cannot be held in eval mode: "
             "freeze before tracing, or trace in eval mode (hold=False sets flags only)"
         )
-    ours = [(p, owner, key, p.requires_grad) for p, owner, key in owners if id(p) in chosen]
-    for parameter, *_ in ours:
-        # Not requires_grad_(): an uninitialized parameter of a lazy module refuses methods.
-        parameter.requires_grad = False
-    try:
-        _hold(module, parts)
-    except BaseException:
-        for parameter, *_, flag in ours:
-            parameter.requires_grad = flag
-        raise
-    for parameter, owner, key, flag in ours:
-        vars(owner)[_record(key)] = before.get(id(parameter), False) or flag
-        parameter.grad = None
+    _hold(module, frozen, parts)
+    before, flags = _recorded(owners), {id(parameter): parameter.requires_grad for parameter, *_ in owners}
+    for parameter, owner, key in owners:
+        if id(parameter) in chosen:
+            vars(owner)[_record(key)] = before.get(id(parameter), False) or flags[id(parameter)]
+            # Not requires_grad_(): an uninitialized parameter of a lazy module refuses methods.
+            parameter.requires_grad = False
+            parameter.grad = None
     return [name for name, parameter in names if id(parameter) in chosen]
 
 
@@ -222,122 +205,97 @@ class _Hold:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.module, self.replaced = module, vars(module).get("train")
+        self.module = module
         self.mode = module.training
-        """Before freezing."""
+        """The mode that it would have without `freeze`."""
         self.asked: bool | None = None
-        """The mode that was asked of it since, and later than of a module around it."""
+        """Whether that mode was asked of it, and not of a module around it; None: of neither since it was frozen."""
+        self.frozen: bool | None = None
+        """Whether it counted as frozen when last looked at. None: it is shared with a part that trains, which decides.
+        """
         self.alone = False
         """Whether it was frozen by itself although it has no parameters; else it follows what is around it."""
-        self.around: WeakSet[nn.Module] = WeakSet()
-        self.forgot = False
-        """Whether it was loaded from a file, and has not met what is around it yet."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Without what is around it: a file with a part would have the whole model in it.
-        return vars(self) | {"around": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, around=WeakSet(), forgot=True)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Hold":
-        new = copy.copy(self)
-        new.module, new.replaced = copy.deepcopy(self.module, memo), copy.deepcopy(self.replaced, memo)
-        new.around = WeakSet(memo[id(module)] for module in self.around if id(module) in memo)
-        new.forgot = self.forgot
-        return new
+        ours: dict[str, Callable[..., Any]] = {"train": self}
+        if hasattr(type(module), "reset_running_stats"):
+            ours["reset_running_stats"] = self.reset
+        self.replaced = {key: vars(module).get(key) for key in ours}
+        vars(module).update(ours)
 
     def __call__(self, mode: bool = True, *args: Any, **kwargs: Any) -> nn.Module:
         if not isinstance(mode, bool):
             return self.own(mode, *args, **kwargs)  # which refuses it
-        known, quiet = _passing.get() or ({}, False)
-        if known is None:
-            return self.module
+        quiet = _quiet.get()
         if not quiet:
-            _introduce(self.module)
-            for part in filter(is_held, self.module.modules()):
-                vars(part)["train"].asked = None
-            self.asked = mode
-        held = self.is_frozen(known)
-        if quiet and not held:  # shared with a part that trains, which decides
+            stand_ins = _stand_ins(self.module)
+            if quiet is None:  # else the call around it has looked, and sees more
+                frozen = frozen_modules(self.module, around=bool(self.frozen))
+                for name, inner in stand_ins.items():
+                    inner.frozen = None if inner.frozen is None else frozen[name]
+            for inner in stand_ins.values():
+                inner.mode, inner.asked = mode, inner is self
+        elif not self.frozen:
             return self.module
-        with _pass(known, quiet=held):
+        with _calling(quiet=bool(self.frozen)):
             # The module's own train() reaches children, and knows what a subclass makes of it.
-            self.own(mode and not held, *args, **kwargs)
-        if held:
+            self.own(mode and not self.frozen, *args, **kwargs)
+        if self.frozen:
             self.module.training = False
         return self.module
 
     @property
     def own(self) -> Callable[..., nn.Module]:
-        return self.replaced or type(self.module).train.__get__(self.module)
-
-    def is_frozen(self, known: dict[nn.Module, bool | None]) -> bool:
-        frozen = _all_frozen(self.module, known)
-        if frozen is None:
-            # What it was taken out of says nothing any more.
-            above = [module for module in self.around if self.module in module._modules.values()]
-            held = [is_held(module) and vars(module)["train"].is_frozen(known) for module in above]
-            frozen = self.alone or (all(held) if held else self.forgot)
-        return frozen
+        return self.replaced["train"] or type(self.module).train.__get__(self.module)
 
     def reset(self) -> None:
         """Stands in for ``reset_running_stats`` of a norm layer, as `update_bn` calls it."""
-        if not self.is_frozen({}):
+        if not frozen_modules(self.module, around=bool(self.frozen))[""]:
             type(self.module).reset_running_stats(self.module)  # type: ignore[attr-defined]
 
     def wanted(self) -> bool:
         """The mode that it would have without `freeze`."""
-        asked = self.asked_last()
-        return self.mode if asked is None else asked
+        return self.mode
 
-    def asked_last(self) -> bool | None:
-        """The mode asked of it, or else of the nearest module around it that knows."""
-        above = (vars(module)["train"].asked_last() for module in self.around if is_held(module))
-        return self.asked if self.asked is not None else next((mode for mode in above if mode is not None), None)
+    def let_go(self) -> None:
+        for key, before in self.replaced.items():
+            del vars(self.module)[key]
+            if before:
+                vars(self.module)[key] = before
 
 
-_passing: ContextVar[tuple[dict[nn.Module, bool | None] | None, bool] | None] = ContextVar("_passing", default=None)
-"""During a call of ``train``: what is known to be frozen (None: do nothing), and whether a held part is called, whose
-stand-ins remember nothing.
+def _stand_ins(model: nn.Module) -> dict[str, _Hold]:
+    return {name: vars(part)["train"] for name, part in model.named_modules() if is_held(part)}
+
+
+_quiet: ContextVar[bool | None] = ContextVar("_quiet", default=None)
+"""During a call of ``train``, whether a held part is called, or `freeze` or `unfreeze` call: what they ask is no wish
+to remember.
 """
 
 
 @contextmanager
-def _pass(known: dict[nn.Module, bool | None] | None, quiet: bool) -> Iterator[None]:
-    token = _passing.set((known, quiet))
+def _calling(quiet: bool) -> Iterator[None]:
+    token = _quiet.set(quiet)
     try:
         yield
     finally:
-        _passing.reset(token)
+        _quiet.reset(token)
 
 
-def _introduce(model: nn.Module) -> None:
-    """Tell the stand-ins which modules are around theirs."""
-    for module in model.modules():
-        for child in filter(is_held, module.children()):
-            vars(child)["train"].around.add(module)
-            vars(child)["train"].forgot = False
-
-
-def _hold(model: nn.Module, parts: list[nn.Module]) -> None:
+def _hold(model: nn.Module, frozen: dict[str, bool], parts: list[nn.Module]) -> None:
     """Put a stand-in on every module in the parts, or, if a module's own ``train`` raises, leave all as it was."""
     inside = {module: module.training for part in parts for module in part.modules()}
-    new = {module: _Hold(module) for module in inside if not is_held(module) and _switches_modes(module)}
-    for module, stand_in in new.items():
-        vars(module)["train"] = stand_in
-        if hasattr(type(module), "reset_running_stats"):
-            vars(module)["reset_running_stats"] = stand_in.reset
-    _introduce(model)
-    if model in new and _all_frozen(model, {}) is None:
-        new[model].alone = True
+    new = [_Hold(module) for module in inside if not is_held(module) and _switches_modes(module)]
+    for name, stand_in in _stand_ins(model).items():
+        if stand_in.module in inside:
+            stand_in.frozen = frozen[name] or None
+            stand_in.alone |= stand_in.module is model and not any(True for _ in model.parameters())
     try:
-        with _pass({}, quiet=True):
+        with _calling(quiet=True):
             for part in parts:
                 part.eval()
     except BaseException:
-        for module in new:
-            _let_go(module)
+        for stand_in in new:
+            stand_in.let_go()
         for module, mode in inside.items():
             module.training = mode
         raise
@@ -349,34 +307,27 @@ def _switches_modes(module: nn.Module) -> bool:
     return callable(vars(module).get("train", type(module).train)) and [item.default for item in first] == [True]
 
 
-def _let_go(module: nn.Module) -> None:
-    stand_in = vars(module).pop("train")
-    if stand_in.replaced:
-        vars(module)["train"] = stand_in.replaced
-    if vars(module).get("reset_running_stats") == stand_in.reset:
-        del vars(module)["reset_running_stats"]
-
-
 def _release(module: nn.Module, recorded: Iterable[int], whole: bool) -> None:
     """Let go of what is no longer frozen, or no longer by `freeze`, in the mode that it would have without it."""
-    frozen = frozen_modules(module)
-    stays: dict[str, bool] = {}
-    for name, part in module.named_modules(remove_duplicate=False):  # parents before what is in them
-        ours = any(id(parameter) in recorded for parameter in part.parameters())
-        ours = ours or (not whole and is_held(part) and vars(part)["train"].alone)
-        stays[name] = frozen[name] and (ours or (bool(name) and stays[name.rpartition(".")[0]]))
-    stay = {part for name, part in module.named_modules(remove_duplicate=False) if stays[name]}
-    gone = {part: vars(part)["train"] for part in module.modules() if is_held(part) and part not in stay}
-    for part in gone:
-        _let_go(part)
+    frozen, stand_ins = frozen_modules(module), _stand_ins(module)
+    ours = [part for part in frozen_parts(module, frozen).values() if any(id(p) in recorded for p in part.parameters())]
+    ours += [stand_in.module for stand_in in stand_ins.values() if stand_in.alone and not whole]
+    inside = {inner for part in ours for inner in part.modules()}
+    gone: dict[nn.Module, _Hold] = {}
+    for name, stand_in in stand_ins.items():
+        stand_in.frozen = frozen[name] or None
+        if not (frozen[name] and stand_in.module in inside):
+            gone[stand_in.module] = stand_in
+        if stand_in.module not in inside:
+            stand_in.let_go()
     others = {part: part.training for part in module.modules() if part not in gone}
-    with _pass(None, quiet=True):
+    reached = {child for part in gone for child in part.children()}
+    with _calling(quiet=True):
         for stand_in in gone.values():  # parents before what is in them
             stand_in.own(stand_in.mode)
-        for stand_in in gone.values():
-            inside = any(part in gone for part in stand_in.around)
-            if (asked := stand_in.asked if inside else stand_in.asked_last()) is not None:
-                stand_in.own(asked)
+        for part, stand_in in gone.items():
+            if stand_in.asked or (stand_in.asked is False and part not in reached):
+                stand_in.own(stand_in.mode)
     for part, mode in others.items():
         part.training = mode
 
