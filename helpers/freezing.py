@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
@@ -349,17 +349,19 @@ def _fixed_in_train_mode(module: nn.Module, frozen: dict[str, bool], parts: list
     return ""
 
 
-def _asks_to_train(arguments: Iterable[Any], values: Iterable[object]) -> bool:
+def _asks_to_train(given: Mapping[str, Any]) -> bool:
+    """Without running statistics a norm layer is told to in eval mode, too."""
     modes = ("train", "training", "use_input_stats")
-    return any(argument.name in modes and value is True for argument, value in zip(arguments, values, strict=False))
+    return given.get("running_mean", ...) is not None and any(given.get(mode) is True for mode in modes)
 
 
 def _script_trains(part: torch.jit.ScriptModule) -> bool:
     graph = getattr(part, "inlined_graph", None)
     for node in graph.nodes() if graph else ():
         if node.schema() != "(no schema)":
-            values = (value.toIValue() for value in node.inputs())
-            if _asks_to_train(torch._C.parse_schema(node.schema()).arguments, values):
+            names = [argument.name for argument in torch._C.parse_schema(node.schema()).arguments]
+            values = [value.toIValue() if value.node().kind() == "prim::Constant" else value for value in node.inputs()]
+            if _asks_to_train(dict(zip(names, values, strict=False))):
                 return True
     return False
 
@@ -369,12 +371,12 @@ def node_trains(node: torch.fx.Node) -> bool:
     if node.op != "call_function":
         return False
     if schema := getattr(node.target, "_schema", None):  # as torch.export writes them
-        return _asks_to_train(schema.arguments, node.args)
+        return _asks_to_train(dict(zip([argument.name for argument in schema.arguments], node.args, strict=False)))
     try:
         given = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
     except (TypeError, ValueError):  # a built-in function tells nothing
         return False
-    return given.arguments.get("training") is True
+    return _asks_to_train(given.arguments)
 
 
 _Owners = list[tuple[nn.Parameter, nn.Module, str]]
