@@ -393,13 +393,12 @@ def stale_grad(case: _Case) -> _Texts:
     >>> audit(model, optimizer)
     no findings
     """
-    for name, parameter in case.parameters.items():
-        if not parameter.requires_grad and parameter.grad is not None:
-            holders = case.held.get(parameter, ())
-            if moving := [held for held in holders if not held.rests and _moves(held)]:
-                moves = "moves" if any(map(_is_torchs, moving)) else "may move"
-                old = f"{name!r} is frozen but has an old gradient"
-                yield name, f"{old}: if this optimizer steps before zero_grad, it {moves}."
+    stale = {name: p for name, p in case.parameters.items() if not p.requires_grad and p.grad is not None}
+    for name, parameter in stale.items():
+        if moving := [held for held in case.held.get(parameter, ()) if not held.rests and _moves(held)]:
+            moves = "moves" if any(map(_is_torchs, moving)) else "may move"
+            old = f"{name!r} is frozen but has an old gradient"
+            yield name, f"{old}: if this optimizer steps before zero_grad, it {moves}."
 
 
 def _is_torchs(held: _Held) -> bool:
@@ -788,7 +787,7 @@ def unregistered(case: _Case) -> _Texts:
         attributes = {} if isinstance(module, DistributedDataParallel) else vars(module)
         for attribute, value in attributes.items():
             # Who gets a module past nn.Module.__setattr__ means to hide it. What forward keeps comes and goes.
-            kept = f"{attribute} =" in _methods(module).get("forward", ()) and not isinstance(value, nn.Parameter)
+            kept = f"{attribute} =" in _methods(module).get("forward", ())
             hidden = isinstance(value, nn.Module) or attribute in _TORCHS_OWN or kept
             if not hidden and any(_is_lost(item, module, case) for item in _contents(value)):
                 name = f"{prefix}.{attribute}".lstrip(".")
@@ -912,7 +911,7 @@ def changed_after_wrapping(case: _Case) -> _Texts:
     """
     wrappers = {name: module for name, module in case.modules.items() if isinstance(module, DistributedDataParallel)}
     for prefix, ddp in wrappers.items():
-        here = dict(ddp.module.named_parameters())
+        here = {parameter: name for name, parameter in ddp.module.named_parameters()}
         # Those that were trainable when it wrapped the model. Only the reducer knows, and only its buckets, as
         # communication hooks get them, tell. The gradients that come with them are not needed, and take no memory on
         # the meta device.
@@ -920,17 +919,16 @@ def changed_after_wrapping(case: _Case) -> _Texts:
             buckets = ddp.reducer._get_zeros_like_grad_buckets()
         synchronized = {parameter for bucket in buckets for parameter in bucket.parameters()}
         # Only a gradient that it waits for makes it wait for the others.
-        trained = any(parameter.requires_grad for parameter in synchronized.intersection(here.values()))
+        trained = any(parameter.requires_grad for parameter in synchronized & here.keys())
         waits = trained and not (ddp.find_unused_parameters or ddp.static_graph)
-        for name, parameter in here.items():
+        for parameter, name in here.items():
             full = f"{prefix}.module.{name}".lstrip(".")
-            known, trains = parameter in synchronized, parameter.requires_grad
-            if trains and not known and name not in ddp.parameters_to_ignore:
+            if parameter in synchronized:
+                if waits and not parameter.requires_grad:
+                    yield full, f"{full!r} is frozen, but DistributedDataParallel waits for its gradient."
+            elif parameter.requires_grad and name not in ddp.parameters_to_ignore:
                 yield full, f"{full!r} is trainable, but DistributedDataParallel does not synchronize it."
-            if known and waits and not trains:
-                yield full, f"{full!r} is frozen, but DistributedDataParallel waits for its gradient."
-        gone = synchronized.difference(here.values())
-        if gone and waits:
+        if waits and (gone := synchronized - here.keys()):
             yield prefix, f"{_shown(prefix)} waits for the gradients of {len(gone)} parameters no longer in it."
 
 
