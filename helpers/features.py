@@ -108,8 +108,7 @@ def cache_features(backbone: nn.Module, loader: Iterable, pick: Callable[[Any], 
 
     # Its forward would wait for the other processes, which may have fewer batches.
     run = backbone.module if isinstance(backbone, DistributedDataParallel) else backbone
-    features: list[Tensor] = []
-    targets: list[Tensor] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     with torch.inference_mode(False), torch.no_grad(), _as_it_was(run) as check:
         for batch in tqdm(loader, desc="cache_features", delay=2, leave=False):
             inputs, target = _read(batch)
@@ -117,7 +116,7 @@ def cache_features(backbone: nn.Module, loader: Iterable, pick: Callable[[Any], 
             if not rows.ndim or rows.shape[:1] != target.shape[:1]:
                 shapes = f"features {tuple(rows.shape)} and labels {tuple(target.shape)}"
                 raise ValueError(f"every row of features needs one label, but the shapes are: {shapes}")
-            if not features:
+            if not pairs:
                 again = _features(run, inputs, pick)
                 check()
                 # Not to the bit: scatter_add and others on a GPU add in any order.
@@ -128,19 +127,19 @@ def cache_features(backbone: nn.Module, loader: Iterable, pick: Callable[[Any], 
                         "the first batch, run twice in eval mode, gave two different features: "
                         f"{_unsteady(run, inputs, pick)} draws at random in eval mode too, or remembers what it saw"
                     )
-            for what, new, old in (("features", rows, features), ("labels", target, targets)):
-                if old and new.shape[1:] != old[0].shape[1:]:
-                    shapes = f"{tuple(old[0].shape)} in the first batch, {tuple(new.shape)} in batch {len(old) + 1}"
+            pairs.append((rows, target))
+            for what, first, new in zip(("features", "labels"), pairs[0], pairs[-1], strict=True):
+                if new.shape[1:] != first.shape[1:]:
+                    shapes = f"{tuple(first.shape)} in the first batch, {tuple(new.shape)} in batch {len(pairs)}"
                     raise ValueError(
                         f"the {what} of all batches are to make one tensor, but their shape is {shapes}: pick a pooled "
                         "vector, as in pick=lambda out: out.last_hidden_state[:, 0], or pad all examples to one length"
                     )
-                old.append(new)
-        if not features:
+        if not pairs:
             raise ValueError("the loader gave no batch: its dataset is empty, or smaller than a batch with drop_last")
         check()
-        kept = slice(_without_repeats(loader, sum(map(len, targets))))
-        return TensorDataset(torch.cat(features)[kept], torch.cat(targets)[kept])
+        whole = [torch.cat(column) for column in zip(*pairs, strict=True)]
+        return TensorDataset(*(column[: _without_repeats(loader, len(column))] for column in whole))
 
 
 def _read(batch: Any) -> tuple[Any, Tensor]:
