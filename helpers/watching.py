@@ -65,20 +65,15 @@ class watch:
         self._meant_frozen = _meant_frozen(self._model, entries)
         self._trainable = {n for n, value in entries.items() if isinstance(value, nn.Parameter) and value.requires_grad}
         shared: dict[int, Any] = {}  # deepcopy with one memo, not clone: tied weights are copied once
-        self._before = {
-            name: (facts, copy.deepcopy(parts, shared)) for name, (facts, parts) in _values(entries).items()
-        }
+        values = _values(entries).items()
+        self._before = {name: (facts, copy.deepcopy(parts, shared)) for name, (facts, parts) in values}
         return self
 
     def __exit__(self, *error: object) -> None:
         before, after = self._before, _values(self._model.state_dict(keep_vars=True))
-        gone: tuple[list[Any], list[Tensor]] = ([], [])
-        changed = []
-        for name in dict.fromkeys([*before, *after]):
-            (old_facts, old), (new_facts, new) = before.get(name, gone), after.get(name, gone)
-            if old_facts != new_facts or not all(map(_same, old, new)):
-                changed.append(name)
-        self._size = len(before.keys() | after.keys())
+        names = dict.fromkeys([*before, *after])
+        changed = [n for n in names if n not in before or n not in after or not _same(before[n], after[n])]
+        self._size = len(names)
         # What came later belongs to nobody that was there before.
         unexpected = [name for name in changed if self._meant_frozen.get(name)]
         self._lists = changed, unexpected, [name for name in before if name in self._trainable - set(changed)]
@@ -133,24 +128,25 @@ class watch:
 def _meant_frozen(model: nn.Module, entries: dict[str, Any]) -> dict[str, bool]:
     """Whether each entry belongs to something frozen: a parameter, or a module that counts as frozen."""
     frozen = frozen_modules(model)
-    by_module = {module: frozen[name] for name, module in model.named_modules()}
-    owners = {id(item): flag for module, flag in by_module.items() for item in module._buffers.values()}
-    meant = {name: not value.requires_grad for name, value in entries.items() if isinstance(value, nn.Parameter)}
-    for name, value in entries.items():
-        if name not in meant and id(value) in owners:
-            meant[name] = owners[id(value)]
+    buffers = ((name, item) for name, module in model.named_modules() for item in module._buffers.values())
+    flags = {id(item): frozen[name] for name, item in buffers if item is not None}
+    flags |= {id(item): not item.requires_grad for item in entries.values() if isinstance(item, nn.Parameter)}
+    known = frozen | {name: flags[id(item)] for name, item in entries.items() if id(item) in flags}
     # The rest is what a module or a parameter (quantized weights do) adds to its own: it goes with the longest name
     # that its name begins with.
+    meant = {}
     for name in entries:
-        if name not in meant:
-            parts = name.split(".")
-            above = (".".join(parts[:n]) for n in range(len(parts) - 1, -1, -1))
-            found = next((by for by in above if by in meant or by in frozen), "")
-            meant[name] = meant[found] if found in meant else frozen[found]
+        owner = name
+        while owner not in known:
+            owner = owner.rpartition(".")[0]
+        meant[name] = known[owner]
     return meant
 
 
-def _values(entries: dict[str, Any]) -> dict[str, tuple[list[Any], list[Tensor]]]:
+_Value = tuple[list[Any], list[Tensor]]
+
+
+def _values(entries: dict[str, Any]) -> dict[str, _Value]:
     """For each entry what can be compared with ``==``, and the tensors whose values are to be compared."""
     values = {}
     for name, value in entries.items():
@@ -183,8 +179,10 @@ def _dequantized(tensor: Tensor) -> tuple[list[Tensor], list[Any]]:
     return [tensor.int_repr(), tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()], how
 
 
-def _same(old: Tensor, new: Tensor) -> bool:
-    return old.is_meta or torch.equal(_bits(old), _bits(new.to(old.device)))
+def _same(old: _Value, new: _Value) -> bool:
+    (old_facts, old_parts), (new_facts, new_parts) = old, new
+    pairs = zip(old_parts, new_parts, strict=True)
+    return old_facts == new_facts and all(a.is_meta or torch.equal(_bits(a), _bits(b.to(a.device))) for a, b in pairs)
 
 
 def _bits(tensor: Tensor) -> Tensor:
