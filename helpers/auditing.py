@@ -655,7 +655,7 @@ def held_but_trainable(case: _Case) -> _Texts:
     no findings
     """
     norms = {name: norm for name, norm in case.modules.items() if isinstance(norm, _NormBase) and is_held(norm)}
-    off = [name for name, norm in norms.items() if not norm.training and vars(norm)["train"].wanted()]
+    off = [name for name, norm in norms.items() if not norm.training and vars(norm)["train"].mode]
     names = [name for name in off if any(case.flags[name])]
     yield names, _for(names, "{} {trains, but is|train, but are} still held in eval mode, as helpers.freeze() left it.")
 

@@ -251,10 +251,6 @@ class _Hold:
         if not frozen_modules(self.module, around=bool(self.frozen))[""]:
             type(self.module).reset_running_stats(self.module)  # type: ignore[attr-defined]
 
-    def wanted(self) -> bool:
-        """The mode that it would have without `freeze`."""
-        return self.mode
-
     def let_go(self) -> None:
         for key, before in self.replaced.items():
             del vars(self.module)[key]

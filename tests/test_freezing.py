@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
+from helpers.auditing import audit
 from helpers.freezing import freeze, frozen_modules, held_parts, unfreeze
 
 
@@ -1087,6 +1088,13 @@ def test_what_was_traced_or_scripted_and_follows_train_is_held(make):
     unfreeze(net)
     net(IMAGES)
     assert any(not torch.equal(entry, before[name]) for name, entry in net.state_dict().items())
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(3, affine=True), nn.BatchNorm2d(3, track_running_stats=False)])
+@pytest.mark.parametrize("traced", [torch.jit.trace, lambda module, x: torch.export.export(module, (x,)).module()])
+def test_a_trace_in_eval_mode_is_taken_for_one_where_a_norm_has_no_statistics(norm, traced):
+    model = traced(norm.eval(), torch.rand(2, 3, 4, 4))
+    assert freeze(model, hold=False) and "traced-in-train-mode" not in {finding.rule for finding in audit(model)}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
