@@ -1,4 +1,7 @@
-"""What pytest needs everywhere: one thread, and what nbval lacks: broken files, dead kernels, stale pictures named."""
+"""What pytest needs everywhere: one thread, and what nbval lacks.
+
+Broken files, dead kernels and stale pictures are named, and predictions run again and judged.
+"""
 
 import base64
 import io

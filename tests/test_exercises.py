@@ -183,7 +183,7 @@ def faults(runs, said=SAID, beliefs=({"guess": [True, True], "says": "Both was a
     ("runs", "told"),
     [
         ([FIRST, FIRST, SECOND, SECOND, FIRST, SECOND], []),
-        ([], []),
+        ([], ["none was run"]),
         ([FIRST, FIRST, FIRST], ["run: first; declared: first, second; in the text: first, second"]),
         ([SECOND, FIRST] * 3, ["run: second, first; declared"]),
         ([FIRST, SECOND] * 2 + [FIRST], ["second: not 3 times the same"]),
@@ -205,6 +205,10 @@ def test_what_the_text_says_of_a_prediction_must_be_so():
     assert found.startswith("second: [True, True], where [True, True] is so, is told 'not yet'. You said"), found
     (found,) = faults([FIRST, SECOND] * 3, {"first": "[True, False]"})
     assert found == "run: first, second; declared: first, second; in the text: first"
+
+
+def test_a_notebook_without_predictions_has_none_to_judge():
+    assert list(predictions.faults([], {}, 1)) == []
 
 
 def test_a_prediction_without_a_sentence_is_named():

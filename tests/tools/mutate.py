@@ -137,10 +137,10 @@ def survivors(path: Path) -> tuple[int, list[str]]:
 
 
 def _survivors(path: Path) -> tuple[int, list[str]]:
-    every = lessons.read(path)["cells"]
-    cells = [cell for cell in every if cell["cell_type"] == "code"]
+    notebook = lessons.read(path)["cells"]
+    cells = [cell for cell in notebook if cell["cell_type"] == "code"]
     os.chdir(path.parent)
-    sources = [*(cell["source"] for cell in cells), predictions.cell(f"judge({lessons.said(every)}, 1)")]
+    sources = [*(cell["source"] for cell in cells), predictions.cell(f"judge({lessons.said(notebook)}, 1)")]
 
     def rest(names: dict, start: int) -> Iterator[str]:
         return (run(source, names) for source in sources[start:])
@@ -154,10 +154,8 @@ def _survivors(path: Path) -> tuple[int, list[str]]:
         raise RuntimeError(f"{path.name}: did not run as it is within {SECONDS} seconds, so nothing can be compared")
     # What the learner writes is left alone: tests/test_exercises.py is for that.
     taught = [at for at, cell in enumerate(cells) if not cell["id"].startswith("answer-")]
-    all_mutants = [
-        (at, *mutant) for at in taught for mutant in mutants(sources[at]) if mutant[0] != "deleted: guess = ..."
-    ]
-    chosen = random.Random(0).sample(all_mutants, min(TRIED, len(all_mutants)))
+    every = [(at, *mutant) for at in taught for mutant in mutants(sources[at]) if mutant[0] != "deleted: guess = ..."]
+    chosen = random.Random(0).sample(every, min(TRIED, len(every)))
     unnoticed = []
     for at, source in enumerate(sources):
         for _, told, mutant in (one for one in chosen if one[0] == at):

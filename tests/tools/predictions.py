@@ -40,6 +40,8 @@ def faults(heard: list[tuple[Any, str, Any, Any]], said: dict[str, str], runs: i
     ``heard`` has of each run the lesson, the name, the guess, and what is so; ``said`` what the text says is so.
     """
     if not heard:
+        if said:
+            yield f"none was run, or they call another predict; in the text: {', '.join(said)}"
         return
     made = heard[0][0]
     names = list(dict.fromkeys(name for _, name, *_ in heard))
