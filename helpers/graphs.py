@@ -123,8 +123,9 @@ def graph(output: Any, model: nn.Module | None = None) -> networkx.DiGraph:
         known = [name for tensor in kept if (name := own.name(tensor))]
         homes = own.homes(takes.union(known))
         partners: list[Any] = []
-        if len(homes) == 1 and any(word in attributes["name"] for word in _WEIGHT_AND_BIAS):
-            partners = [own.slots[homes[0]].get(part, node) for part in ("weight", "bias")]
+        owners = [own.slots[home] for home in homes if home in own.slots]  # one, too, if it has several names
+        if len(owners) == 1 and any(word in attributes["name"] for word in _WEIGHT_AND_BIAS):
+            partners = [owners[0].get(part, node) for part in ("weight", "bias")]
         for tensor in [own.tensors[name] for name in known] + partners:
             if pruned and tensor is None:  # a layer without bias
                 pruned -= 1
@@ -245,7 +246,7 @@ class _Own:
             self._names.setdefault(_place(tensor), self._names[id(tensor)])
         for path, module in model.named_modules() if model is not None else ():
             slots = dict(chain(module._parameters.items(), module._buffers.items()))
-            homes = [name.rpartition(".")[0] for tensor in slots.values() for name in self._names.get(id(tensor), ())]
+            homes = self.homes({names[0] for tensor in slots.values() if (names := self._names.get(id(tensor)))})
             self.slots[path if path in homes or not homes else homes[0]] = slots
 
     def name(self, tensor: Tensor) -> str | None:

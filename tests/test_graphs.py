@@ -298,6 +298,15 @@ def test_tied_weights_and_a_layer_used_twice_are_one_leaf():
     assert draw(found, by="module").words.count("1: frozen, 12 params") == 1
 
 
+def test_a_layer_under_two_names_has_its_frozen_bias():
+    layer = nn.Linear(3, 2)
+    layer.bias.requires_grad_(False)
+    net = nn.ModuleDict({"first": layer, "again": layer})
+    found = graph(net["again"](torch.ones(1, 3)), net)
+    assert leaves(found, True) == {"first.bias"} and found.graph["outside"] == {}
+    assert kinds(found)["pruned"] == 1  # the input
+
+
 class TiedLM(nn.Module):
     """A language model in short: the output layer has the weight of the input embedding."""
 
