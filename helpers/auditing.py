@@ -604,7 +604,38 @@ def traced_in_train_mode(case: _Case) -> _Texts:
             yield name, f"{_shown(name)} was traced in train mode: it moves or draws as in training, in eval mode too."
 
 
-@_rule("Call torch.ao.quantization.disable_observer on each, or put no observers into what is frozen.")
+@_rule("Scale them once: torch.embedding_renorm_(weight, torch.arange(len(weight)), max_norm, norm_type).")
+def max_norm_in_frozen_part(case: _Case) -> _Texts:
+    """A frozen Embedding or EmbeddingBag has rows that are longer than its ``max_norm``: the forward pass that looks
+    one up scales it in place, in eval mode and under ``no_grad`` too
+    (https://docs.pytorch.org/docs/stable/generated/torch.nn.Embedding.html).
+
+    >>> table = nn.Embedding(3, 2, max_norm=0.1).requires_grad_(False)
+    >>> model = nn.Sequential(table, nn.Linear(2, 1)).eval()
+    >>> audit(model)
+    max-norm-in-frozen-part: '0' scales rows of its weight that are longer than max_norm, in
+      eval mode too.
+        Scale them once: torch.embedding_renorm_(weight, torch.arange(len(weight)),
+        max_norm, norm_type).
+        Page: Rule max-norm-in-frozen-part
+    >>> _ = torch.embedding_renorm_(table.weight, torch.arange(3), table.max_norm, table.norm_type)
+    >>> audit(model)
+    no findings
+    """
+    names = [n for n, m in case.still.items() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and _has_long_rows(m)]
+    scale = "{} {scales rows of its weight that are|scale rows of their weights that are} longer than max_norm"
+    yield names, _for(names, f"{scale}, in eval mode too.")
+
+
+def _has_long_rows(table: nn.Embedding | nn.EmbeddingBag) -> bool:
+    """Whether it has rows to scale. What cannot be looked at, as on the meta device, may have some."""
+    try:
+        return table.max_norm is not None and bool((table.weight.norm(table.norm_type, 1) > table.max_norm).any())
+    except (RuntimeError, TypeError, AttributeError):
+        return True
+
+
+@_rule("Call torch.ao.quantization.disable_observer on FakeQuantize, and put no plain observers into what is frozen.")
 def observer_in_frozen_part(case: _Case) -> _Texts:
     """An observer or FakeQuantize in a frozen part moves its range in every forward, in eval mode too
     (https://docs.pytorch.org/docs/stable/generated/torch.ao.quantization.observer.MinMaxObserver.html).
@@ -614,8 +645,8 @@ def observer_in_frozen_part(case: _Case) -> _Texts:
     >>> audit(model.eval())
     observer-in-frozen-part: '0.1' observes what passes and moves its buffers, in eval mode
       too.
-        Call torch.ao.quantization.disable_observer on each, or put no observers into what
-        is frozen.
+        Call torch.ao.quantization.disable_observer on FakeQuantize, and put no plain
+        observers into what is frozen.
         Page: Rule observer-in-frozen-part
     >>> _ = model.apply(disable_observer)
     >>> audit(model.eval())

@@ -220,7 +220,7 @@ def _as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
         if names := [name for name, _ in moved()]:
             raise ValueError(
                 f"the backbone moves in eval mode too ({_first(names)}), so its features depend on what it saw before. "
-                "Quantization's observers stop with backbone.apply(torch.ao.quantization.disable_observer)"
+                "FakeQuantize stops with backbone.apply(torch.ao.quantization.disable_observer); other observers do not"
             )
 
     try:

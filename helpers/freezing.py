@@ -90,8 +90,9 @@ def freeze(module: nn.Module, *patterns: str, hold: bool = True, **unknown: obje
     [False, True]
 
     ``update_bn`` and ``reset_running_stats()`` leave a held part's statistics as they are. Not held are an assignment
-    to ``.training``, a module that is put into the part later, and observers and FakeQuantize, which move in eval mode
-    too: `audit` names them. What draws in eval mode too, such as FractionalMaxPool2d, goes on drawing.
+    to ``.training``, a module that is put into the part later, and what moves in eval mode too (observers,
+    FakeQuantize, an Embedding with ``max_norm``): `audit` names them. What draws in eval mode too, such as
+    FractionalMaxPool2d, goes on drawing.
 
     ``hold=False`` sets flags only. Use it for the turns of a GAN and for adapters inside a base: where a gradient must
     pass through a part, eval mode has a price. It switches off a library's activation checkpointing (so more is kept

@@ -435,6 +435,37 @@ def norm_without_statistics():
     yield model, None
 
 
+def long_rows(table, inputs):
+    model = nn.Sequential(table, nn.Linear(2, 1))
+    freeze(model, "0.*")
+    table.weight.copy_(torch.tensor([[0.1, 0.2], [3.0, 4.0], [0.5, 0.5]]))
+    yield model, None
+    torch.embedding_renorm_(table.weight, torch.arange(3), table.max_norm, table.norm_type)
+    before = table.weight.clone()
+    model(inputs)
+    assert torch.equal(table.weight, before)
+    yield model, None
+    yield model.append(nn.Embedding(3, 2, max_norm=9.0).requires_grad_(False)), None
+
+
+@mistake("max-norm-in-frozen-part", "0")
+def embedding_with_long_rows():
+    return long_rows(nn.Embedding(3, 2, max_norm=0.6), torch.arange(3))
+
+
+@mistake("max-norm-in-frozen-part", "0")
+def embedding_bag_with_long_rows():
+    return long_rows(nn.EmbeddingBag(3, 2, max_norm=0.9, norm_type=1.0), torch.arange(3)[None])
+
+
+@mistake("max-norm-in-frozen-part", "0")
+def embedding_of_which_nothing_is_known():
+    model = nn.Sequential(nn.Embedding(3, 2, max_norm=1.0, device="meta").requires_grad_(False), nn.Linear(2, 1))
+    yield model, None
+    model[0].max_norm = None
+    yield model, None
+
+
 @mistake("observer-in-frozen-part", "0.1")
 def fake_quantize():
     model = net(nn.Linear(2, 2), torch.ao.quantization.FakeQuantize(), frozen=True)
