@@ -1,7 +1,9 @@
 """How a check runs an answer: nothing is left behind in torch, what is raised gets a sentence, prints come once."""
 
+import inspect
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -312,6 +314,11 @@ def ends_a_generator():
     raise GeneratorExit("why not")
 
 
+@torch.no_grad()
+def decorated():
+    int("y")
+
+
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
@@ -319,13 +326,14 @@ def ends_a_generator():
         (quits, "Your code would end the whole program, by sys.exit() or the like in line 1 of your cell. Where"),
         (interrupts_itself, "Your code raised KeyboardInterrupt in line 1 of your cell."),
         (ends_a_generator, "Your code raised GeneratorExit: why not in line 1 of your cell."),
+        (decorated, "Your code raised ValueError: invalid literal for int() with base 10: 'y' in line 2 of your cell."),
         (lambda: int("x"), "Your code raised ValueError: invalid literal for int() with base 10: 'x' in line 0 of"),
         (lambda x: x, "Your code raised TypeError: "),
     ],
 )
 def test_whatever_is_raised_gets_a_sentence(answer, told, lesson):
-    line = answer.__code__.co_firstlineno
-    told = told.replace("line 1", f"line {line + 1}").replace("line 0", f"line {line}")
+    line = inspect.unwrap(answer).__code__.co_firstlineno
+    told = re.sub("line (.)", lambda below: f"line {line + int(below[1])}", told)
     assert refused(answer).startswith(told)
     assert lesson.judged("sum", lambda *_: answer()).standing == "not yet"
 
@@ -393,7 +401,7 @@ class NoStep(torch.optim.Optimizer):
         super().__init__([nn.Parameter(torch.ones(1))], {})
 
 
-@pytest.mark.parametrize("answer", [bare, BareClass, ...])
+@pytest.mark.parametrize("answer", [bare, torch.no_grad()(bare), BareClass, ...])
 def test_a_stub_is_no_attempt(answer):
     with pytest.raises(NotAttempted):
         run(answer, 1)

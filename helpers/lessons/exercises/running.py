@@ -248,10 +248,10 @@ def _innermost(error: BaseException) -> TracebackType | None:
 
 
 def _code(answer: Any) -> CodeType | None:
-    """What the learner wrote: of a module its forward, of a class its own __init__."""
+    """What the learner wrote, below decorators: of a module its forward, of a class its own __init__."""
     is_module = isinstance(answer, torch.nn.Module)
     written = type(answer).forward if is_module else getattr(answer, "__dict__", {}).get("__init__", answer)
-    return getattr(written, "__code__", None)
+    return getattr(inspect.unwrap(written), "__code__", None)
 
 
 def _statements(code: CodeType | None) -> list[ast.stmt]:
