@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.lessons import digits, progress
@@ -152,6 +153,7 @@ def state():
     out[0].sum().backward()
     optimizer.step()
     here = out.device, out.dtype, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), len(kept)
+    here += (is_in_torch_dispatch_mode(),)  # where torch.compile asks: if so, it compiles nothing, without a word
     classes = [nn.ReLU, torch.no_grad, hasattr(torch.Tensor, "freeze"), torch.is_autocast_enabled("cpu")]
     modes = nn.BatchNorm2d(2).train().training, torch.is_anomaly_enabled(), type(model[3]).__name__
     return here, classes, modes, [parameter.tolist() for parameter in model[1].parameters()]

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _empty, _hooks_for_saved = torch.empty, torch._C._autograd._top_saved_tensors_default_hooks
 
@@ -41,15 +43,11 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "autocast": (lambda: torch.is_autocast_enabled("cpu"), lambda on: torch.set_autocast_enabled("cpu", on)),
 }
 """What is set for all of torch: how it is read, and set."""
-STACKS: list[tuple[Callable[[], int], Callable[[int], Any], Callable[[], Any]]] = [
-    (torch._C._len_torch_function_stack, torch._C._get_function_stack_at, torch._C._pop_torch_function_stack),
-    (
-        torch._C._len_torch_dispatch_stack,
-        torch._C._get_dispatch_stack_at,
-        lambda: torch._C._pop_torch_dispatch_stack(None),
-    ),
+STACKS: list[tuple[Callable[[], int], Callable[[int], Any], type[TorchFunctionMode | TorchDispatchMode]]] = [
+    (torch._C._len_torch_function_stack, torch._C._get_function_stack_at, TorchFunctionMode),
+    (torch._C._len_torch_dispatch_stack, torch._C._get_dispatch_stack_at, TorchDispatchMode),
 ]
-"""Modes that see every call: how many there are, one of them, and the end of the last."""
+"""Modes that see every call: how many there are, one of them, and the class that ends one."""
 HOOKS: dict[str, dict[Any, Any]] = {
     name.removeprefix("_global_").removesuffix("s").replace("_", " "): held
     for module in ("torch.nn.modules.module", "torch.optim.optimizer")
@@ -136,10 +134,11 @@ class Torch:
             if read() != before:
                 write(before)
                 left.append(f"another {name}")
-        for (size, get, end), before in zip(STACKS, self.stacks, strict=True):
+        for (size, get, kind), before in zip(STACKS, self.stacks, strict=True):
             while size() > before:
-                left.append(f"a {type(get(size() - 1)).__name__.lstrip('_')} switched on")
-                end()
+                mode = get(size() - 1)
+                left.append(f"a {type(mode).__name__.lstrip('_')} switched on")
+                kind.__exit__(mode, None, None, None)  # not its own, which may print
         if _hooks_for_saved(True) != self.saved:
             while _hooks_for_saved(True) not in (self.saved, None):
                 torch._C._autograd._pop_saved_tensors_default_hooks()
