@@ -99,7 +99,7 @@ def say_when_it_was_run(app, docname, source):
     if lessons.is_lesson(path) and path.exists():
         date, (oldest, *_, newest) = matrix.last_run()
         notebook = json.loads(source[0])
-        told = f"\n\n*All lessons were last verified on every supported version on {date}: torch {oldest} to {newest}.*"
+        told = f"\n\n*All lessons were verified on {date} or later on every version, torch {oldest} to {newest}.*"
         notebook["cells"][0]["source"] = ["".join(notebook["cells"][0]["source"]), told]
         source[0] = json.dumps(notebook)
 

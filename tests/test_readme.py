@@ -75,15 +75,18 @@ def test_its_picture_is_the_one_drawn_now_and_its_words_say_what_it_shows(tmp_pa
         assert f"{len(changed)} of its {len(names)} entries" in words.replace("\n", " ")
 
 
-def test_a_run_of_the_whole_matrix_is_written_where_the_lessons_pages_read_it(tmp_path):
+def test_a_green_row_of_the_matrix_is_written_where_the_lessons_pages_read_it(tmp_path):
     page = tmp_path / "CONTRIBUTING.md"
     page.write_text((README.parent / "CONTRIBUTING.md").read_text("utf-8"), "utf-8")
-    head, line = "| environment | setting | Python | torch | matplotlib | tests | s |", "|---|---|---|---|---|---|---|"
-    rows = [f"| {name} | as it is | 3.11 | {version} | 3.10.0 | 9 passed | 1 |" for name, version in
-            (("newest", "2.14.1"), ("oldest", "2.9.1"))]  # fmt: skip
-    before = page.read_text("utf-8").split("<!-- matrix -->")
-    matrix.record([head, line, *rows], datetime.date(2031, 2, 3), page)
-    assert matrix.last_run(page) == ("2031-02-03", ["2.9.1", "2.14.1"])
-    after = page.read_text("utf-8").split("<!-- matrix -->")
-    assert (before[0], before[2]) == (after[0], after[2]) and rows[1] in after[1]
+    before, _, after = page.read_text("utf-8").split("<!-- matrix -->")
+    for day, (name, setting) in enumerate(matrix.RUNS, 1):
+        version = "2.9.1" if name == "oldest" else "2.14.1"
+        matrix.record([name, setting, "3.11", version, "3.10.0", "9 passed", "1"], datetime.date(2031, 2, day), page)
+    assert matrix.last_run(page) == ("2031-02-01", ["2.9.1", "2.14.1"])
+    matrix.record(["newest", "as it is", "3.11", "2.14.1", "3.10.0", "8 passed", "1"], datetime.date(2031, 3, 1), page)
+    day = 1 + matrix.RUNS.index(("oldest", "as it is"))  # of the versions the first, now that the newest was run again
+    assert matrix.last_run(page) == (f"2031-02-{day:02}", ["2.9.1", "2.14.1"])
+    now = page.read_text("utf-8").split("<!-- matrix -->")
+    assert (before, after) == (now[0], now[2]) and len(now[1].strip().splitlines()) == 2 + len(matrix.RUNS)
+    assert now[1].splitlines()[3] == "| newest | as it is | 3.11 | 2.14.1 | 3.10.0 | 8 passed | 1 | 2031-03-01 |"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", matrix.last_run()[0]) and len(matrix.last_run()[1]) > 1

@@ -1,9 +1,9 @@
 """The same outputs everywhere: every notebook and every test of helpers, on the versions and settings we promise.
 
 ``python -m tests.tools.matrix [WORDS]`` (``make matrix``) runs those whose name contains all the words, and prints one
-table. A run of all of them that is green is written into CONTRIBUTING.md, with its date. Environments are made in
-build/matrix, about 7 GB each, and used again until pyproject.toml changes. A row that fails or cannot be run says so,
-and the others go on. What pytest printed is in build/matrix, a file for each row.
+table. Each row that is green is written into CONTRIBUTING.md, with its date. Environments are made in build/matrix,
+about 7 GB each, and used again until pyproject.toml changes. A row that fails or cannot be run says so, and the others
+go on. What pytest printed is in build/matrix, a file for each row.
 """
 
 import datetime
@@ -47,6 +47,7 @@ SETTINGS = {
     "home not writable": {"HOME": "/dev/null/home"},
 }
 RUNS = [("newest", setting) for setting in SETTINGS] + [(name, "as it is") for name in ENVIRONMENTS if name != "newest"]
+HEAD = ["environment", "setting", "Python", "torch", "matplotlib", "tests", "s", "green on"]
 VERSIONS = """
 import sys, torch, matplotlib
 print("%d.%d" % sys.version_info[:2], torch.__version__.partition("+")[0], matplotlib.__version__)
@@ -102,34 +103,45 @@ def run(name: str, setting: str) -> list[str]:
     return [name, setting, *versions, ", ".join(told), f"{seconds:.0f}"]
 
 
-def record(table: list[str], today: datetime.date, page: Path = ROOT / "CONTRIBUTING.md") -> None:
-    """Put the table of the last run of everything in its place."""
-    before, _, after = page.read_text("utf-8").split("<!-- matrix -->\n")
-    now = "\n".join([f"Last run on {today}.", "", *table, ""])
-    page.write_text("<!-- matrix -->\n".join([before, now, after]), "utf-8")
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _recorded(page: Path) -> tuple[str, list[list[str]], str]:
+    """The rows of the table on the page, with what is before and after it."""
+    before, table, after = page.read_text("utf-8").split("<!-- matrix -->\n")
+    return before, [row.strip("| ").split(" | ") for row in table.strip().splitlines()[2:]], after
+
+
+def record(row: list[str], today: datetime.date, page: Path = ROOT / "CONTRIBUTING.md") -> None:
+    """Put a row that is green in its place."""
+    before, rows, after = _recorded(page)
+    known = {tuple(cells[:2]): cells for cells in [*rows, [*row, str(today)]]}
+    table = [_line(HEAD), "|" + "---|" * len(HEAD), *(_line(known[run]) for run in RUNS if run in known), ""]
+    page.write_text("<!-- matrix -->\n".join([before, "\n".join(table), after]), "utf-8")
 
 
 def last_run(page: Path = ROOT / "CONTRIBUTING.md") -> tuple[str, list[str]]:
-    """The date of the last run of everything, and the versions of torch that it was run on, oldest first."""
-    text = page.read_text("utf-8")
-    (date,) = re.findall(r"^Last run on (\d{4}-\d\d-\d\d)\.$", text, re.M)
-    versions = set(re.findall(r"^\|[^|]*\|[^|]*\|[^|]*\| (\d+\.\d+\.\d+) \|", text, re.M))
-    return date, sorted(versions, key=lambda version: tuple(map(int, version.split("."))))
+    """Since when every version has been green as it is, and the versions of torch, oldest first."""
+    rows = [dict(zip(HEAD, cells, strict=True)) for cells in _recorded(page)[1]]
+    versions = {row["torch"] for row in rows}
+    return (
+        min(row["green on"] for row in rows if row["setting"] == "as it is"),
+        sorted(versions, key=lambda version: tuple(map(int, version.split(".")))),
+    )
 
 
 def main(words: list[str]) -> int:
-    head = ["environment", "setting", "Python", "torch", "matplotlib", "tests", "s"]
-    table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    print(*table, sep="\n")
+    print(_line(HEAD[:-1]), "|" + "---|" * len(HEAD[:-1]), sep="\n")
     bad = False
     for name, setting in RUNS:
         if all(word in f"{name} {setting}" for word in words):
             row = run(name, setting)
-            bad |= not re.fullmatch(r"\d+ passed(, \d+ skipped)?|skipped: .*", row[-2])
-            table.append("| " + " | ".join(row) + " |")
-            print(table[-1], flush=True)
-    if not bad and not words:
-        record(table, datetime.date.today())
+            print(_line(row), flush=True)
+            if re.fullmatch(r"\d+ passed(, \d+ skipped)?", row[-2]):
+                record(row, datetime.date.today())
+            else:
+                bad |= not row[-2].startswith("skipped: ")
     return bad
 
 
