@@ -604,21 +604,24 @@ def traced_in_train_mode(case: _Case) -> _Texts:
             yield name, f"{_shown(name)} was traced in train mode: it moves or draws as in training, in eval mode too."
 
 
-@_rule("Scale them once: torch.embedding_renorm_(weight, torch.arange(len(weight)), max_norm, norm_type).")
+@_rule("Call torch.embedding_renorm_(weight, torch.arange(len(weight)), max_norm, norm_type). Set max_norm to None.")
 def max_norm_in_frozen_part(case: _Case) -> _Texts:
     """A frozen Embedding or EmbeddingBag has rows that are longer than its ``max_norm``: the forward pass that looks
     one up scales it in place, in eval mode and under ``no_grad`` too
     (https://docs.pytorch.org/docs/stable/generated/torch.nn.Embedding.html).
+
+    The call scales all rows once. Rounding may leave some of them too long, so ``max_norm`` has to go as well.
 
     >>> table = nn.Embedding(3, 2, max_norm=0.1).requires_grad_(False)
     >>> model = nn.Sequential(table, nn.Linear(2, 1)).eval()
     >>> audit(model)
     max-norm-in-frozen-part: '0' scales rows of its weight that are longer than max_norm, in
       eval mode too.
-        Scale them once: torch.embedding_renorm_(weight, torch.arange(len(weight)),
-        max_norm, norm_type).
+        Call torch.embedding_renorm_(weight, torch.arange(len(weight)), max_norm,
+        norm_type). Set max_norm to None.
         Page: Rule max-norm-in-frozen-part
     >>> _ = torch.embedding_renorm_(table.weight, torch.arange(3), table.max_norm, table.norm_type)
+    >>> table.max_norm = None
     >>> audit(model)
     no findings
     """
