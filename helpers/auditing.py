@@ -100,7 +100,7 @@ def audit(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None = 
     into a list. Without an optimizer its rules are skipped. Pass a model in DistributedDataParallel with its wrapper,
     which knows what it synchronizes; names then begin with ``module.``, as in its state_dict. A copy that is moved on
     purpose, as an average of a student is, is not frozen in this sense: leave it out, or wrap it in torch's
-    ``AveragedModel``. Raises TypeError when an argument is something else.
+    ``AveragedModel`` with its flags on. Raises TypeError when an argument is something else.
     """
     check_module("audit", model)
     optimizers = optimizer if isinstance(optimizer, Sequence) else [] if optimizer is None else [optimizer]

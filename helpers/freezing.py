@@ -94,10 +94,10 @@ def freeze(module: nn.Module, *patterns: str, hold: bool = True, **unknown: obje
     FakeQuantize, an Embedding with ``max_norm``): `audit` names them. What draws in eval mode too, such as
     FractionalMaxPool2d, goes on drawing.
 
-    ``hold=False`` sets flags only. Use it for the turns of a GAN and for adapters inside a base: where a gradient must
-    pass through a part, eval mode has a price. It switches off a library's activation checkpointing (so more is kept
-    in memory), cuDNN's backward of RNNs (which then raises) and auxiliary outputs, and BatchNorm and dropout pass on
-    another gradient. `audit` names the first three where it sees them.
+    ``hold=False`` leaves the modes alone. Use it for the turns of a GAN and for adapters inside a base: where a
+    gradient must pass through a part, eval mode has a price. It switches off a library's activation checkpointing (so
+    more is kept in memory), cuDNN's backward of RNNs (which then raises) and auxiliary outputs, and BatchNorm and
+    dropout pass on another gradient. `audit` names the first three where it sees them.
 
     ``.grad`` of what is frozen becomes None, and `unfreeze` does not bring it back. An optimizer skips a parameter
     without ``.grad``, not one without ``requires_grad``: it would apply the old gradient, and its momentum, once more
@@ -119,7 +119,7 @@ def freeze(module: nn.Module, *patterns: str, hold: bool = True, **unknown: obje
     if unknown:
         raise TypeError(
             f"freeze() has no {', '.join(unknown)}: hold=True, the default, keeps the whole frozen part in eval mode, "
-            "and hold=False sets flags only"
+            "and hold=False leaves the modes alone"
         )
     names, owners, groups = _select(module, patterns)
     chosen = set[int]().union(*groups.values())
@@ -130,7 +130,7 @@ def freeze(module: nn.Module, *patterns: str, hold: bool = True, **unknown: obje
     if fixed := _fixed_in_train_mode(module, frozen, parts):
         raise ValueError(
             f"{fixed} was traced in train mode, which the trace keeps, so it cannot be held in eval mode: "
-            "freeze before tracing, or trace in eval mode (hold=False sets flags only)"
+            "freeze before tracing, or trace in eval mode (hold=False leaves the modes alone)"
         )
     _hold(module, frozen, parts)
     before, flags = _recorded(owners), {id(parameter): parameter.requires_grad for parameter, *_ in owners}

@@ -1160,7 +1160,7 @@ def test_a_name_is_taken_before_it_is_read_as_a_glob():
 
 
 def test_norm_stats_names_hold():
-    with pytest.raises(TypeError, match=r"has no norm_stats: hold=True.*hold=False sets flags only"):
+    with pytest.raises(TypeError, match=r"has no norm_stats: hold=True.*hold=False leaves the modes alone"):
         freeze(nn.Linear(2, 2), norm_stats=False)
 
 

@@ -462,7 +462,7 @@ def test_a_file_that_is_no_notebook_is_named_in_one_line(tmp_path):
 
 def test_a_dead_kernel_is_noticed_and_its_cell_named(tmp_path):
     put(tmp_path / "dies.ipynb", unsaved("2", "import os; os._exit(1)", "3", "4"))
-    told = strict_nbval("-n", "0", tmp_path)  # not by the limit of 120 seconds: that has another message
+    told = strict_nbval("-n", "0", tmp_path)  # not by the limit of 600 seconds: that has another message
     assert "Cell 1: The kernel died in this cell." in told and "1 failed, 1 passed, 2 xfailed" in told, told
 
 

@@ -124,7 +124,7 @@ def save(path: Path) -> None:
             if cell["id"].startswith("exercise-"):
                 cell["source"] = lesson.get(cell["id"], cell["source"])
     resources = {"metadata": {"path": str(path.parent)}}
-    client = NotebookClient(notebook, timeout=120, resources=resources, record_timing=False, coalesce_streams=True)
+    client = NotebookClient(notebook, timeout=600, resources=resources, record_timing=False, coalesce_streams=True)
     begun = []
     client.on_cell_start = lambda cell, cell_index: begun.append(cell["id"])
     try:
