@@ -459,6 +459,21 @@ def embedding_bag_with_long_rows():
     return long_rows(nn.EmbeddingBag, 1.0)
 
 
+@pytest.mark.parametrize(
+    "row, max_norm, norm_type, long",
+    [
+        ([0.6, 0.6], 1.0, 1.0, True),  # 1.2
+        ([0.6, 0.6], 1.0, 2.0, False),  # 0.85; all three rows together have 1.47
+        ([3.0, 4.0], 5.0, 2.0, False),
+        ([3.0, 4.0], 5.0, 1.0, True),
+    ],
+)
+def test_a_row_is_long_by_the_norm_of_its_embedding(row, max_norm, norm_type, long):
+    table = nn.Embedding(3, 2, max_norm=max_norm, norm_type=norm_type, _weight=torch.tensor([row] * 3))
+    model = nn.Sequential(table.requires_grad_(False), nn.Linear(2, 1))
+    assert found(model) == [("max-norm-in-frozen-part", "0")] * long
+
+
 @mistake("max-norm-in-frozen-part", "0")
 def embedding_of_which_nothing_is_known():
     model = nn.Sequential(nn.Embedding(3, 2, max_norm=1.0, device="meta").requires_grad_(False), nn.Linear(2, 1))
@@ -1327,12 +1342,16 @@ def classifier(make=Block, layers=3, **more):
     return nn.ModuleDict({"body": body, **more, "head": nn.Linear(2, 2)})
 
 
-def low_rank():
-    model = classifier(lambda: Block(LoRA()))
+def low_rank(layers=3):
+    model = classifier(lambda: Block(LoRA()), layers)
     for module in model.modules():
         if isinstance(module, LoRA):
             module.lora.requires_grad_(True)
     return model
+
+
+def bottleneck():
+    return nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1), nn.Linear(2, 2))
 
 
 def trained_by(chosen, model=None):
@@ -1347,6 +1366,9 @@ PASSES = {
     "LoRA": low_rank,
     "LoRA without a head": lambda: low_rank()["body"],
     "norms only": lambda: trained_by(["norm"]),
+    "norms only, of two blocks": lambda: trained_by(["norm"], classifier(layers=2)),
+    "LoRA in two blocks": lambda: low_rank(layers=2),
+    "two frozen layers, each with a trained one": lambda: trained_by([".2.", "head"], classifier(bottleneck, layers=2)),
     "biases only": lambda: trained_by(["bias"]),
     "prompt tuning": lambda: trained_by(["prompt", "head"], classifier(prompt=nn.Embedding(4, 2))),
     "a prompt of one Parameter": lambda: trained_by(
@@ -1398,6 +1420,10 @@ NAMED = {
     "half of the last layer": (
         partly_unfrozen,
         ["body.embeddings", *(f"body.layer.{i}" for i in range(11)), "body.layer.11.attention"],
+    ),
+    "the second half of both blocks": (
+        lambda: trained_by(["output", "head"], classifier(layers=2)),
+        ["body.embeddings", "body.layer.0.attention", "body.layer.1.attention"],
     ),
     "norms of the last layers": (last_norms, ["body.embeddings", *(f"body.layer.{i}" for i in range(9))]),
     "an encoder whose decoder has an embedding": (captioning, ["encoder"]),
@@ -1528,8 +1554,9 @@ class Foreign(torch.optim.Optimizer):
 class Wrapper:
     """As Lookahead: another optimizer keeps the state."""
 
-    def __init__(self, optimizer):
-        self.base_optimizer, self.param_groups, self.state = optimizer, optimizer.param_groups, {}
+    def __init__(self, optimizer, name):
+        setattr(self, name, optimizer)
+        self.optimizer_inside, self.param_groups, self.state = optimizer, optimizer.param_groups, {}
 
 
 class Opaque(torch.Tensor):
@@ -1542,14 +1569,16 @@ class Opaque(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs)
 
 
-@pytest.mark.parametrize("make", [Foreign, lambda params: Wrapper(Foreign(params))])
-def test_a_foreign_optimizer_with_state_may_move_what_has_a_gradient_of_zero(make):
+@pytest.mark.parametrize("wrapped", [None, "_base_optimizer", "base_optimizer", "optimizer", "optim"])
+def test_a_foreign_optimizer_with_state_may_move_what_has_a_gradient_of_zero(wrapped):
     model = nn.Linear(2, 1)
-    optimizer = make(model.parameters())
+    optimizer = Foreign(model.parameters())
+    if wrapped:
+        optimizer = Wrapper(optimizer, wrapped)
     model.weight.requires_grad_(False)
     model.weight.grad = torch.zeros(1, 2)
     assert found(model, optimizer) == []
-    getattr(optimizer, "base_optimizer", optimizer).step()
+    getattr(optimizer, "optimizer_inside", optimizer).step()
     (finding,) = audit(model, optimizer)
     assert (finding.rule, finding.name) == ("stale-grad", "weight")
     assert finding.message.endswith("if this optimizer steps before zero_grad, it may move.")

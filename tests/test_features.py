@@ -876,8 +876,13 @@ class Holds:
     ],
 )
 def test_it_warns_of_what_draws_at_random(draws, names):
-    with pytest.warns(UserWarning, match=re.escape(f"keeps what {names} drew")) as warned:
+    with pytest.warns(UserWarning, match=re.escape(f"keeps what {names} drew")):
         cache_features(nn.Identity(), draws)
+
+
+def test_the_warning_points_at_the_call():
+    with pytest.warns(UserWarning, match="RandomSampler") as warned:
+        cache_features(nn.Identity(), DataLoader(Pictures(), shuffle=True))
     assert warned[0].filename == __file__
 
 

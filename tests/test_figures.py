@@ -110,10 +110,12 @@ def test_show_displays_a_sharp_picture_and_its_words_folded(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda data, **how: shown.append((data, how)))
     figure, ax = plt.subplots(figsize=(4, 2))
+    other = plt.figure()
     ax.set_title("a < b")
     words = describe(figure)
     show(figure)
-    (picture, how), (folded, _) = shown
+    (picture, how), (folded, as_it_is) = shown
+    assert how["raw"] is as_it_is["raw"] is True
     assert picture["text/plain"] == folded["text/plain"] == words
     assert folded["text/html"] == (
         "<details><summary>In words</summary><p>Figure with 1 panel.<br>a &lt; b.</p></details>"
@@ -122,7 +124,8 @@ def test_show_displays_a_sharp_picture_and_its_words_folded(monkeypatch):
     assert image.size == pytest.approx((840, 440), abs=1), "older versions of matplotlib round down"
     assert how["metadata"] == {"image/png": {"width": 420}}
     assert "Matplotlib" in image.info["Software"]
-    assert not plt.fignum_exists(figure.number)
+    assert not plt.fignum_exists(figure.number) and plt.fignum_exists(other.number)
+    plt.close(other)
 
 
 def test_a_picture_stands_on_a_card_with_round_corners(monkeypatch):
@@ -132,7 +135,9 @@ def test_a_picture_stands_on_a_card_with_round_corners(monkeypatch):
     figure.subplots(1, 2)[1].set_facecolor("red")
     show(figure)
     image = Image.open(io.BytesIO(base64.b64decode(shown[0]["image/png"]))).convert("RGBA")
-    assert image.getpixel((0, 0))[3] == 0 and image.getpixel((419, 2)) == (242, 242, 242, 255)
+    corners, edges = [(0, 0), (837, 0), (0, 437), (837, 437)], [(419, 2), (419, 436), (2, 219), (836, 219)]
+    assert [image.getpixel(corner)[3] for corner in corners] == [0] * 4
+    assert [image.getpixel(edge) for edge in edges] == [(242, 242, 242, 255)] * 4
     assert image.getpixel((270, 220)) == (242, 242, 242, 255) and image.getpixel((590, 220)) == (255, 0, 0, 255)
 
 

@@ -1115,6 +1115,16 @@ def test_a_trace_in_train_mode_cannot_be_held(pattern):
     assert freeze(traced(body().eval()), *pattern)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("layer", [nn.Dropout(), nn.BatchNorm2d(4), nn.InstanceNorm2d(4, track_running_stats=True)])
+def test_each_layer_that_was_traced_in_train_mode_is_noticed(layer):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), layer)
+    traced = torch.jit.trace(net, IMAGES, check_trace=False)
+    with pytest.raises(ValueError, match="traced in train mode"):
+        freeze(traced)
+    assert freeze(torch.jit.trace(net.eval(), IMAGES, check_trace=False)) == [*dict(net.named_parameters())]
+
+
 def test_a_part_of_an_extractor_cannot_be_held():
     net = extracted(body(BatchNormAct))
     with pytest.raises(ValueError, match="the model was traced in train mode"):

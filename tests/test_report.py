@@ -353,6 +353,11 @@ def test_html_is_exactly_this():
     )
 
 
+def test_html_of_what_is_frozen_has_no_look():
+    page = parameters(nn.PReLU().requires_grad_(False))._repr_html_()
+    assert page.count("<tr>") == page.count("<tr") == 2 and "font-weight: normal'>weight<" in page
+
+
 def test_html_has_the_same_cells_with_headers_and_is_escaped():
     class Cells(HTMLParser):
         def __init__(self):

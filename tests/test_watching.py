@@ -157,8 +157,19 @@ def test_html_of_what_is_as_it_should_be_has_no_alarm():
     with seen:
         pass
     page = seen._repr_html_()
-    assert page.startswith("<p>0 of 4 entries changed, none meant to be frozen</p>") and "rgba" not in page
+    assert page.startswith("<p>0 of 4 entries changed, none meant to be frozen</p>")
+    assert page.count("<tr>") == page.count("<tr") == 4, "no look"
+    assert page.count("text-align: right") == 4, "the numbers and their title"
     assert "weight, bias, &lt;b&gt;.weight, &lt;b&gt;.bias" in page
+
+
+def test_a_frozen_norm_is_known_where_a_wrapper_renames_it():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    net = nn.Sequential(checkpoint_wrapper(nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1).requires_grad_(False))))
+    with watch(net) as seen:
+        net(torch.randn(4, 1))
+    assert seen.unexpected == ["0.1.running_mean", "0.1.running_var", "0.1.num_batches_tracked"]
 
 
 def test_meant_to_be_frozen_is_judged_at_the_start():
