@@ -1308,6 +1308,60 @@ def test_a_finding_names_its_page(monkeypatch):
     assert f"<a href='{finding.page}'>stale-grad</a>" in Findings([finding])._repr_html_()
 
 
+class Counts(nn.Module):
+    """Counts in train mode."""
+
+    def __init__(self, persistent):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("seen", torch.zeros(()), persistent=persistent)
+
+    def forward(self, x):
+        if self.training:
+            self.seen.add_(len(x))
+        return self.layer(x)
+
+
+class OwnNorm(nn.Module):
+    """Its statistics are moved by a function, and no method of a tensor is called in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("mean", torch.zeros(2))
+        self.register_buffer("var", torch.ones(2))
+
+    def forward(self, x):
+        return nn.functional.batch_norm(self.layer(x), self.mean, self.var, training=self.training)
+
+
+class Drops(nn.Module):
+    def __init__(self, drop):
+        super().__init__()
+        self.layer, self.drop = nn.Linear(2, 2), drop
+
+    def forward(self, x):
+        return nn.functional.dropout(self.layer(x), self.drop, self.training)
+
+
+@pytest.mark.parametrize(
+    "part, named",
+    [
+        (Counts(persistent=True), True),
+        (Counts(persistent=False), False),
+        (OwnNorm(), True),
+        (Drops(0.1), True),
+        (Drops(1.0), True),
+        (Drops(0.0), False),
+        (Drops(3), False),  # the number of something
+        (Drops(1.5), False),
+    ],
+)
+def test_a_part_is_named_for_what_is_saved_or_drawn(part, named):
+    model = nn.Sequential(part.requires_grad_(False), nn.Linear(2, 1))
+    assert found(model) == [("frozen-part-in-train-mode", "0")] * named
+
+
 # Where only a gradient's way decides ----------------------------------------------------------------------------------
 
 
