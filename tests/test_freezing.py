@@ -1118,7 +1118,7 @@ def test_a_trace_in_train_mode_cannot_be_held(pattern):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("layer", [nn.Dropout(), nn.BatchNorm2d(4), nn.InstanceNorm2d(4, track_running_stats=True)])
 def test_each_layer_that_was_traced_in_train_mode_is_noticed(layer):
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), layer)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), copy.deepcopy(layer))
     traced = torch.jit.trace(net, IMAGES, check_trace=False)
     with pytest.raises(ValueError, match="traced in train mode"):
         freeze(traced)
