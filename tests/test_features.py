@@ -653,6 +653,16 @@ class Remembers(nn.Module):
         return x * self.seen
 
 
+class Turns(nn.Module):
+    """Every other time it turns its rows around, which changes no sum."""
+
+    turned = False
+
+    def forward(self, x):
+        self.turned = not self.turned
+        return x.flip(1) if self.turned else x
+
+
 @pytest.mark.parametrize(
     "part, named",
     [
@@ -661,6 +671,7 @@ class Remembers(nn.Module):
         (Noise(lambda x: random.random()), "1.0 (Noise)"),
         (AlwaysDrops(), "1.0 (AlwaysDrops)"),
         (Remembers(), "1.0 (Remembers)"),
+        (Turns(), "1.0 (Turns)"),
     ],
 )
 def test_what_draws_in_eval_mode_is_refused_and_named(part, named):
