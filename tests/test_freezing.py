@@ -1142,7 +1142,8 @@ def test_unfreeze_says_what_a_swapped_layer_has_forgotten():
     freeze(net, "0.*", "1.*")
     net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     with pytest.warns(
-        UserWarning, match=r"these stay frozen: 1.weight, 1.bias. .*layer was swapped.*requires_grad_\(True\)"
+        UserWarning,
+        match=r"these stay frozen: 1.weight, 1.bias. .*layer was swapped .*set requires_grad_\(True\)$",
     ):
         assert unfreeze(net) == ["0.weight", "0.bias"]
     net = nn.SyncBatchNorm.convert_sync_batchnorm(freeze(body := nn.Sequential(nn.BatchNorm2d(4))) and body)
