@@ -279,8 +279,8 @@ def _unsteady(run: nn.Module, inputs: Any, pick: Callable[[Any], Tensor] | None)
 
 def _checksum(tensor: Tensor) -> float:
     """A number that depends on where each value stands: two dropouts may leave the same sum."""
-    values = tensor.double().flatten()
-    return (values * torch.arange(len(values), device=values.device).cos()).sum().item()
+    parts = [part.double().flatten() for part in dense_parts(tensor)]
+    return sum((part * torch.arange(len(part), device=part.device).cos()).sum().item() for part in parts)
 
 
 def _without_repeats(loader: Any, rows: int) -> int:

@@ -686,6 +686,29 @@ def test_what_draws_in_eval_mode_is_refused_and_named(part, named):
     assert random_states() == states
 
 
+class Sparse(nn.Module):
+    def forward(self, x):
+        return x.to_sparse()
+
+
+class DropsEntries(nn.Module):
+    """Of a sparse matrix, as a network on graphs does with edges."""
+
+    def forward(self, x):
+        return (x.to_dense() * torch.rand(x.shape)).to_sparse()
+
+
+class Dense(nn.Module):
+    def forward(self, x):
+        return x.to_dense()
+
+
+def test_what_draws_is_named_among_sparse_tensors():
+    backbone = nn.Sequential(Sparse(), DropsEntries(), Dense())
+    with pytest.raises(ValueError, match=re.escape("different features: 1 (DropsEntries) draws")):
+        cache_features(backbone, [(torch.eye(4), torch.zeros(4))])
+
+
 def test_what_draws_itself_and_what_has_another_shape_each_time_is_refused():
     with pytest.raises(ValueError, match=re.escape("its forward (Noise) draws at random")):
         cache_features(Noise(), [(torch.ones(4, 3), torch.zeros(4))])
