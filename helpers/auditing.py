@@ -546,7 +546,9 @@ def _draws(module: nn.Module) -> bool:
     """Whether it drops, jitters or adds noise in train mode, as far as numbers, names and code tell it."""
     kind = getattr(module, "original_name", type(module).__name__)  # of a scripted module, the one it was made of
     one_layer = isinstance(module, nn.RNNBase) and module.num_layers == 1
-    if one_layer or type(module).__module__.startswith("torch.ao."):
+    # Of the layers of quantization those that have a number for dropout leave it unused, but for attention.
+    unused = type(module).__module__.startswith("torch.ao.") and not isinstance(module, nn.MultiheadAttention)
+    if one_layer or unused:
         return False
     drops = re.search("drop|stochasticdepth", kind.lower())
     if isinstance(module, _DropoutNd) or (drops and isinstance(module, torch.jit.ScriptModule)):

@@ -55,9 +55,8 @@ def is_held(module: nn.Module) -> bool:
 
 def held_parts(model: nn.Module) -> list[str]:
     """The names of the topmost modules that `freeze` holds in eval mode now."""
-    modules = dict(model.named_modules(remove_duplicate=False))
     frozen = frozen_modules(model, around=is_held(model))
-    return list(frozen_parts(model, {name: frozen[name] and is_held(part) for name, part in modules.items()}))
+    return list(frozen_parts(model, {name: frozen[name] and is_held(part) for name, part in model.named_modules()}))
 
 
 def freeze(module: nn.Module, *patterns: str, hold: bool = True, **unknown: object) -> list[str]:

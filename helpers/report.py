@@ -83,7 +83,7 @@ class Line(NamedTuple):
     times: int
     entries: Sequence[tuple[Sequence[str], Any]]
 
-    def opened(self, merge: bool = True) -> "list[Line]":
+    def opened(self, merge: bool) -> "list[Line]":
         """One level deeper. What has only entries of its own stays closed, but for the model itself."""
         if self.name and all(len(path) < 2 for path, _ in self.entries):
             return [self]

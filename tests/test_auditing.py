@@ -1344,6 +1344,34 @@ class Drops(nn.Module):
         return nn.functional.dropout(self.layer(x), self.drop, self.training)
 
 
+class CallsADropout(nn.Module):
+    """What draws, if anything, is its child, which does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.dropout = nn.Linear(2, 2), nn.Identity()
+
+    def forward(self, x):
+        return self.dropout(self.layer(x)) if self.training else self.layer(x)
+
+
+class DropsNothing(nn.Module):
+    def forward(self, x):
+        return x
+
+
+class ReadsItsClass(nn.Module):
+    """It has a buffer, and uses names that end with two underscores, which are no methods in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("offset", torch.zeros(2))
+
+    def forward(self, x):
+        return self.layer(x) + self.offset * (self.training and self.__class__ is ReadsItsClass)
+
+
 @pytest.mark.parametrize(
     "part, named",
     [
@@ -1355,11 +1383,23 @@ class Drops(nn.Module):
         (Drops(0.0), False),
         (Drops(3), False),  # the number of something
         (Drops(1.5), False),
+        (CallsADropout(), False),
+        (nn.Sequential(nn.Linear(2, 2), torch.jit.script(DropsNothing())), False),
+        (ReadsItsClass(), False),
+        (nn.Sequential(nn.Linear(2, 2), torch.ao.nn.quantized.Dropout(0.5)), False),  # does nothing
+        (torch.ao.nn.quantizable.LSTM(2, 2, num_layers=2, dropout=0.5), False),  # as this one
+        (torch.ao.nn.quantizable.MultiheadAttention(2, 1, dropout=0.5), True),
     ],
 )
 def test_a_part_is_named_for_what_is_saved_or_drawn(part, named):
     model = nn.Sequential(part.requires_grad_(False), nn.Linear(2, 1))
     assert found(model) == [("frozen-part-in-train-mode", "0")] * named
+
+
+def test_of_a_scripted_part_the_module_that_has_the_statistics_is_named():
+    part = torch.jit.script(net(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2)), frozen=True))[0]
+    (finding,) = audit(nn.Sequential(part, nn.Linear(2, 1)))
+    assert finding.message == "'0' is frozen but in train mode: 1 module moves its buffers ('0.1.0')."
 
 
 # Where only a gradient's way decides ----------------------------------------------------------------------------------
@@ -1659,3 +1699,11 @@ def test_an_optimizer_of_frozen_parameters_only_beside_one_at_work_is_no_finding
     assert found(model, optimizers[0]) == [
         ("trainable-in-no-optimizer", "1.weight"), ("trainable-in-no-optimizer", "1.bias"), ("nothing-trainable", "")
     ]  # fmt: skip
+
+
+def test_a_foreign_optimizer_without_state_moves_by_weight_decay():
+    model = nn.Linear(2, 1)
+    optimizer = Foreign([{"params": model.parameters(), "weight_decay": 0.1}])
+    model.weight.requires_grad_(False)
+    model.weight.grad = torch.zeros(1, 2)
+    assert found(model, optimizer) == [("stale-grad", "weight")]

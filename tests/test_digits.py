@@ -1,5 +1,8 @@
 """The digits and the small pretrained network: right, the same every time, and hard to break."""
 
+import hashlib
+import pickle
+import re
 import shutil
 import stat
 import subprocess
@@ -156,6 +159,18 @@ def test_the_network_has_resnet18s_attributes_and_forward_pass():
     assert digits.SmallResNet(7)(torch.zeros(2, 1, 28, 28)).shape == (2, 7)
 
 
+def test_its_layers_are_as_wide_and_its_maps_as_large_as_they_were_when_it_was_pretrained():
+    model = digits.SmallResNet()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 77533
+    maps, x = {}, torch.zeros(1, 1, 28, 28)
+    for name, layer in model.named_children():
+        x = layer(x.flatten(1) if name == "fc" else x)
+        maps[name] = tuple(x.shape[1:])
+    assert maps["conv1"] == maps["bn1"] == maps["relu"] == maps["maxpool"] == maps["layer1"] == (8, 14, 14)
+    assert [maps[f"layer{i}"] for i in (2, 3, 4)] == [(16, 7, 7), (32, 4, 4), (64, 2, 2)]
+    assert maps["avgpool"] == (64, 1, 1) and maps["fc"] == (5,) and model.relu.inplace
+
+
 def test_the_shipped_weights_are_small_and_know_the_old_digits_only():
     (file,) = Path(digits.__file__).parent.glob("digits-*.pt")
     assert file.stat().st_size < 2**20
@@ -173,8 +188,31 @@ def test_a_damaged_weight_file_is_named(damage, monkeypatch, tmp_path):
     monkeypatch.setattr(digits, "__file__", str(tmp_path / "digits.py"))
     assert digits.pretrained().fc.out_features == 5
     damage(copy)
-    with pytest.raises(RuntimeError, match=r"digits-\*\.pt is missing, damaged.*make weights"):
+    message = "helpers/lessons/digits-*.pt is missing, damaged or there twice; install again, or run 'make weights'"
+    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
         digits.pretrained()
+
+
+def test_a_weight_file_twice_is_refused(monkeypatch, tmp_path):
+    (file,) = Path(digits.__file__).parent.glob("digits-*.pt")
+    shutil.copy(file, tmp_path), shutil.copy(file, tmp_path / "digits-copy.pt")
+    monkeypatch.setattr(digits, "__file__", str(tmp_path / "digits.py"))
+    with pytest.raises(RuntimeError, match="there twice"):
+        digits.pretrained()
+
+
+class Calls:
+    def __reduce__(self):
+        return print, ("called",)
+
+
+def test_a_weight_file_that_names_a_function_does_not_get_it_called(monkeypatch, tmp_path, capsys):
+    data = pickle.dumps(Calls())
+    (tmp_path / f"digits-{hashlib.sha256(data).hexdigest()[:8]}.pt").write_bytes(data)
+    monkeypatch.setattr(digits, "__file__", str(tmp_path / "digits.py"))
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        digits.pretrained()
+    assert capsys.readouterr().out == ""
 
 
 def test_accuracy_puts_every_mode_back():
@@ -198,7 +236,12 @@ def test_pretraining_learns_and_writes_the_same_file_again(monkeypatch, tmp_path
         torch.set_num_threads(threads)
     assert [first] == list(tmp_path.iterdir()) and first.name != "digits-00000000.pt"
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert float(capsys.readouterr().out.splitlines()[0].rpartition(" ")[2]) > 0.5
+    told, size, *_ = capsys.readouterr().out.splitlines()
+    assert float(told.removeprefix("accuracy on the held-back digits 0 to 4: ")) > 0.5
+    assert size == f"{first.name}: {first.stat().st_size / 1024:.0f} KiB"
+    monkeypatch.setattr(digits, "__file__", str(tmp_path / "digits.py"))
+    found = digits.accuracy(digits.pretrained(), digits.few(1, classes=digits.OLD)[1])
+    assert told.endswith(f" {found:.3f}"), "it wrote the network of which it told this"
 
 
 def test_pretraining_leaves_alone_what_is_held_back(monkeypatch):

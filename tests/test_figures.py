@@ -29,6 +29,7 @@ def told(ax):
 def test_titles_labels_scales_and_legend():
     ax = panel(title="Two\nlines", xlabel="images", ylabel="accuracy", xscale="log")
     ax.plot([1, 10], [0.123, -0.0], label="frozen")
+    ax.plot([1], [2], label="trained")
     ax.legend()
     ax.figure.suptitle("All")
     assert told(ax) == [
@@ -37,7 +38,8 @@ def test_titles_labels_scales_and_legend():
         "Across: images (log scale).",
         "Up: accuracy.",
         'Line "frozen", 2 points: (1, 0.12), (10, 0).',
-        "Legend: frozen.",
+        'Line "trained", 1 point: (1, 2).',
+        "Legend: frozen; trained.",
     ]
 
 
@@ -45,6 +47,23 @@ def test_a_long_series_is_told_by_its_ends_and_extremes():
     ax = panel()
     ax.plot(range(100), [(x - 30) ** 2 for x in range(100)])
     assert told(ax)[1] == "Line, 100 points: first (0, 900), last (99, 4,800), lowest (30, 0), highest (99, 4,800)."
+    ax = panel()
+    ax.plot(range(13), [-((x - 3) ** 2) for x in range(13)])
+    ax.plot(range(12), range(12))
+    assert told(ax)[1] == "Line, 13 points: first (0, -9), last (12, -81), lowest (12, -81), highest (3, 0)."
+    assert told(ax)[2].startswith("Line, 12 points: (0, 0), (1, 1), ")
+
+
+def test_a_point_that_stands_at_a_name_is_told_by_it_on_both_axes():
+    ax = panel()
+    ax.plot(["train", "eval"], ["few", "many"])
+    ax.set_xticks([1 / 3], ["a third"])
+    ax.set_yticks([0.1 + 0.2], ["little"])
+    ax.plot([0.3333333], [0.3])
+    assert told(ax)[1:] == ["Line, 2 points: (0, 0), (1, 1).", "Line, 1 point: (a third, little)."]
+    ax = panel()
+    ax.plot(["train", "eval"], ["few", "many"])
+    assert told(ax)[1] == "Line, 2 points: (train, few), (eval, many)."
 
 
 def test_bars_by_their_names_upright_and_lying():
@@ -62,16 +81,24 @@ def test_points_images_and_texts():
     ax = panel()
     ax.imshow(np.array([[0, 1], [2, 3]]))
     ax.text(0, 0, "here")
-    assert told(ax)[1:] == ["Image, 2 x 2, from 0 to 3, mean 1.5.", "Written in it: here."]
+    ax.text(1, 1, "there")
+    ax.fill_between([0, 1], [0, 1])  # has no points of its own
+    assert told(ax)[1:] == ["Image, 2 x 2, from 0 to 3, mean 1.5.", "Written in it: here; there."]
 
 
 def test_panels_are_numbered_and_hidden_ones_left_out():
     figure = Figure()
     first, second, hidden = figure.subplots(1, 3)
     first.set_title("a")
+    first.plot([2], [2])
     second.plot([1], [1])
     hidden.set_visible(False)
-    assert describe(figure).splitlines() == ["Figure with 2 panels.", "Panel 1. a.", "Panel 2. Line, 1 point: (1, 1)."]
+    assert describe(figure).splitlines() == [
+        "Figure with 2 panels.",
+        "Panel 1. a.",
+        "Line, 1 point: (2, 2).",
+        "Panel 2. Line, 1 point: (1, 1).",
+    ]
 
 
 def test_an_axes_with_words_of_its_own_is_told_by_them():
@@ -123,7 +150,8 @@ def test_show_displays_a_sharp_picture_and_its_words_folded(monkeypatch):
     image = Image.open(io.BytesIO(base64.b64decode(picture["image/png"])))
     assert image.size == pytest.approx((840, 440), abs=1), "older versions of matplotlib round down"
     assert how["metadata"] == {"image/png": {"width": 420}}
-    assert "Matplotlib" in image.info["Software"]
+    freetype = matplotlib.ft2font.__freetype_version__
+    assert image.info["Software"] == f"Matplotlib {matplotlib.__version__}, FreeType {freetype}"
     assert not plt.fignum_exists(figure.number) and plt.fignum_exists(other.number)
     plt.close(other)
 
@@ -135,7 +163,7 @@ def test_a_picture_stands_on_a_card_with_round_corners(monkeypatch):
     figure.subplots(1, 2)[1].set_facecolor("red")
     show(figure)
     image = Image.open(io.BytesIO(base64.b64decode(shown[0]["image/png"]))).convert("RGBA")
-    corners, edges = [(0, 0), (837, 0), (0, 437), (837, 437)], [(419, 2), (419, 436), (2, 219), (836, 219)]
+    corners, edges = [(0, 0), (837, 0), (0, 437), (837, 437)], [(419, 0), (419, 436), (0, 219), (836, 219)]
     assert [image.getpixel(corner)[3] for corner in corners] == [0] * 4
     assert [image.getpixel(edge) for edge in edges] == [(242, 242, 242, 255)] * 4
     assert image.getpixel((270, 220)) == (242, 242, 242, 255) and image.getpixel((590, 220)) == (255, 0, 0, 255)
@@ -153,6 +181,22 @@ def test_a_table_is_told_in_text(capsys):
     ]
 
 
+def test_without_a_corner_nothing_stands_there(capsys):
+    table({"a": {"b": 1}})
+    assert capsys.readouterr().out == "   b\na  1\n"
+
+
+def test_html_is_exactly_this():
+    left, right = "text-align: left; vertical-align: top", "text-align: right; vertical-align: top"
+    assert _Table({"a": {"b": 1, "c": "d"}, "e": {"c": "raises"}}, "")._repr_html_() == (
+        f"<table><thead><tr><td style='{left}'></td><th scope=col style='{right}'>b</th>"
+        f"<th scope=col style='{left}'>c</th></tr></thead>"
+        f"<tbody><tr><th scope=row style='{left}'>a</th><td style='{right}'>1</td><td style='{left}'>d</td></tr>"
+        f"<tr><th scope=row style='{left}'>e</th><td style='{right}'></td>"
+        f"<td style='{left}; {_Table._LOOKS['raises']}'>raises</td></tr></tbody></table>"
+    )
+
+
 def test_a_table_is_shown_in_words_and_colors():
     seen = _Table(ROWS, "name")._repr_html_()
     looks = {word: style for style, word in re.findall(r"<td style='([^']*)'>([^<]+)</td>", seen)}
@@ -165,3 +209,5 @@ def test_a_table_is_shown_in_words_and_colors():
 def test_values_of_numpy_and_torch_do_in_a_table(capsys):
     table({"a": {"b": np.True_, "c": np.float32(0.5), "d": torch.tensor(False), "e": np.int64(7)}})
     assert capsys.readouterr().out.splitlines()[1].split() == ["a", "yes", "0.5", "no", "7"]
+    table({"a": {"b": torch.tensor([7])}})
+    assert capsys.readouterr().out.splitlines()[1].split() == ["a", "tensor([7])"]

@@ -364,6 +364,15 @@ def test_unfreeze_gives_the_mode_that_was_asked_last(first, then):
     assert modes(net) == modes(twin)
 
 
+def test_unfreezing_what_is_around_a_part_is_no_wish_for_its_mode():
+    net = nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.Dropout()), nn.Linear(3, 2))
+    freeze(net)
+    net.train()[0].eval()
+    unfreeze(net, "1.*")
+    unfreeze(net, "0.*")
+    assert modes(net) == {"": True, "0": False, "0.0": False, "0.1": False, "1": True}
+
+
 def test_flag_set_by_hand_after_freeze_counts_as_trainable_when_frozen_again():
     net = nn.Linear(2, 2).requires_grad_(False)
     freeze(net)
@@ -462,6 +471,18 @@ def test_a_train_method_of_the_layers_own_is_respected():
     assert calls == [False, False] and not layer.training
     unfreeze(layer)
     assert layer.train is own and calls[2:] == [True, True]
+
+    class Backbone(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[1].eval()
+            return self
+
+    net = nn.Sequential(Backbone(nn.Linear(3, 3), nn.BatchNorm1d(3)), nn.Linear(3, 2))
+    freeze(net, "0.*")
+    assert not any(modes(net.train()[0]).values())
+    unfreeze(net)
+    assert modes(net[0]) == {"": True, "0": True, "1": False}
 
 
 def test_wrong_mode_is_still_refused():
@@ -1047,6 +1068,16 @@ def test_statistics_are_left_alone_by_update_bn_and_reset():
     assert not net[1].running_mean.any() and "reset_running_stats" not in vars(net[1])
 
 
+def test_a_norm_without_parameters_is_reset_when_what_is_around_it_is_not_frozen():
+    net = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6, affine=False))
+    net(3 + torch.randn(16, 6))
+    freeze(net)
+    net[1].reset_running_stats()
+    assert net[1].running_mean.any()
+    net.requires_grad_(True).train()[1].reset_running_stats()
+    assert not net[1].running_mean.any()
+
+
 # Modules that are traced, and layers that are swapped
 
 
@@ -1143,11 +1174,20 @@ def test_unfreeze_says_what_a_swapped_layer_has_forgotten():
     net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     with pytest.warns(
         UserWarning,
-        match=r"these stay frozen: 1.weight, 1.bias. .*layer was swapped .*set requires_grad_\(True\)$",
+        match=r"^these stay frozen: 1.weight, 1.bias. Either freeze\(\) did not freeze them, or their layer was "
+        r"swapped after it, and with the layer what it remembered. To train them, set requires_grad_\(True\)$",
     ):
         assert unfreeze(net) == ["0.weight", "0.bias"]
     net = nn.SyncBatchNorm.convert_sync_batchnorm(freeze(body := nn.Sequential(nn.BatchNorm2d(4))) and body)
     assert not any(modes(net.train()).values())  # by the module around it
+
+
+def test_the_warning_points_at_the_call():
+    net = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
+    freeze(net, "1.*")
+    with pytest.warns(UserWarning, match="these stay frozen: 0.weight, 0.bias") as caught:
+        unfreeze(net)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_held_parts_are_the_topmost():
@@ -1162,6 +1202,9 @@ def test_held_parts_are_the_topmost():
     dropout = nn.Dropout()
     freeze(dropout)
     assert held_parts(dropout) == [""] and held_parts(nn.Sequential(dropout, nn.Linear(2, 2))) == ["0"]
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    freeze(net)
+    assert held_parts(net[1]) == [""]  # a part of a held part
 
 
 def test_a_name_is_taken_before_it_is_read_as_a_glob():
@@ -1171,8 +1214,12 @@ def test_a_name_is_taken_before_it_is_read_as_a_glob():
 
 
 def test_norm_stats_names_hold():
-    with pytest.raises(TypeError, match=r"has no norm_stats: hold=True.*hold=False leaves the modes alone"):
-        freeze(nn.Linear(2, 2), norm_stats=False)
+    message = (
+        "freeze() has no norm_stats, mode: hold=True, the default, keeps the whole frozen part in eval mode, and "
+        "hold=False leaves the modes alone"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        freeze(nn.Linear(2, 2), norm_stats=False, mode=None)
 
 
 def test_checkpoint_wrappers_rename_nothing_that_matters():

@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from matplotlib.patches import FancyArrowPatch
+from matplotlib.path import Path
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
@@ -27,7 +28,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import mobilenet_v2, resnet18
 
-from helpers.graphs import draw, graph
+from helpers.graphs import _routes, draw, graph
 from helpers.memory import saved_tensors
 from helpers.watching import watch
 
@@ -835,6 +836,43 @@ def routes(ax):
     return [arrow._path_original.vertices for arrow in found]
 
 
+def test_routes_are_exactly_these():
+    """Straight where nothing is in the way. Else in a lane: 9 left of the boxes and lanes beside it, with corners of 6
+    points that are made round, into the left half of the box below, each arrow nearer to its corner than the last.
+    """
+    places = {
+        "top": (0, 225, 40, 14.5),  # x and y of the middle, half the width, half the height
+        "second": (0, 180, 30, 14.5),
+        "side": (100, 180, 20, 14.5),
+        "third": (0, 135, 40, 14.5),
+        "fourth": (10, 90, 50, 14.5),
+        "last": (0, 45, 20, 14.5),
+    }
+    straight, past = [("top", "side"), ("fourth", "last")], [("side", "last"), ("top", "third"), ("third", "last")]
+    up = [("last", "fourth"), ("fourth", "second")]
+    found, lanes = _routes(places, [*straight, *past, *up])  # short ones first
+    xs, ys = ([[round(point[axis], 1) for point in points] for points in found] for axis in (0, 1))
+    assert xs == [
+        [0, 100],
+        [10, 0],
+        [-20, -20, -49, -49, -49, -49, -49, -49, -10, -10],
+        [-20, -20, -39, -39, -39, -39, -39, -39, -16, -16],
+        [-20, -20, -58, -58, -58, -58, -58, -58, -8, -8],
+        [-40, -40, -67, -67, -67, -67, -67, -67, -12, -12],
+        [90, 90, -76, -76, -76, -76, -76, -76, -12.8, -12.8],
+    ]
+    assert ys == [
+        [210.5, 194.5],
+        [75.5, 59.5],
+        [45, 45, 45, 45, 45, 118.5, 118.5, 112.5, 112.5, 104.5],
+        [210.5, 202.5, 202.5, 196.5, 196.5, 163.5, 163.5, 157.5, 157.5, 149.5],
+        [120.5, 112.5, 112.5, 106.5, 106.5, 73.5, 73.5, 67.5, 67.5, 59.5],
+        [90, 90, 90, 90, 90, 208.5, 208.5, 202.5, 202.5, 194.5],
+        [165.5, 157.5, 157.5, 151.5, 151.5, 73.5, 73.5, 67.5, 67.5, 59.5],
+    ]
+    assert lanes == [-49, -39, -58, -67, -76]
+
+
 class UNet(nn.Module):
     def __init__(self):
         super().__init__()
@@ -882,6 +920,25 @@ def test_kinds_differ_without_color_too():
     assert len(set(faces)) == len(set(map(tuple, edges))) == 6
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
     assert legend == ["trainable", "frozen", "mixed", "pruned input", "not in the graph"]
+
+
+def test_texts_and_arrows_can_be_read():
+    x = torch.ones(1, requires_grad=True).sin()
+    ax = draw(graph(x.cos().exp() + x))
+    for text in ax.texts:
+        looks = text.get_ha(), text.get_va(), text.get_size(), text.get_family(), text.get_color(), text.get_zorder()
+        assert looks == ("center", "center", 8, ["monospace"], "black", 2), "above the arrows"
+        assert text.get_bbox_patch().get_boxstyle().pad == 0.5 and text.get_clip_path() is not None
+    arrows = [artist for artist in ax.get_children() if isinstance(artist, FancyArrowPatch)]
+    for arrow in arrows:
+        assert type(arrow.get_arrowstyle()).__name__ == "CurveFilledB" and arrow.get_mutation_scale() == 8
+        assert arrow.get_edgecolor() == arrow.get_facecolor() == (0.35, 0.35, 0.35, 1)
+        assert arrow.get_clip_path() is not None
+    kinds = sorted(tuple(arrow._path_original.codes) for arrow in arrows)
+    assert kinds == [(Path.MOVETO, Path.LINETO)] * 4 + [(Path.MOVETO, *[Path.CURVE4] * 9)]
+    legend = ax.get_legend()
+    assert not legend.get_frame_on() and legend._ncols == 2 and legend._loc == 8  # in a row at the lower edge
+    assert not ax.axison
 
 
 def test_the_legend_shows_the_boxes_as_they_are():

@@ -205,21 +205,33 @@ def test_a_child_that_has_nearly_everything_is_opened():
     class Wrapped(nn.Module):
         def __init__(self, inner):
             super().__init__()
-            self.net, self.drop = nn.ModuleDict({"layers": inner}), nn.Tanh()
+            self.body, self.drop = nn.ModuleDict({"layers": inner}), nn.Tanh()
 
         def forward(self, x):
-            return self.drop(self.net["layers"](x)[:1]).exp().repeat(99, 1).exp()
+            return self.drop(self.body["layers"](x)[:1]).exp().repeat(99, 1).exp()
 
     with saved_tensors(net := Wrapped(nn.Sequential(*(nn.Tanh() for _ in range(5))))) as saved:
         net(torch.ones(4, 8, requires_grad=True))
-    assert lines(saved) == ["(no submodule)", *(f"net.layers.{i}" for i in range(5)), "drop"]
+    assert lines(saved) == ["(no submodule)", *(f"body.layers.{i}" for i in range(5)), "drop"]
     with saved_tensors(net := Wrapped(nn.Sequential(*(nn.Tanh() for _ in range(80))))) as saved:
         net(torch.ones(4, 8, requires_grad=True))
-    assert lines(saved) == ["(no submodule)", "net.layers.0-79  x 80", "drop"]
+    assert lines(saved) == ["(no submodule)", "body.layers.0-79  x 80", "drop"]
     assert str(saved).splitlines()[2].endswith("  10,240 bytes") and len(saved.by_module) == 82
     with saved_tensors(net := Wrapped(nn.Tanh())) as saved:
         net(torch.ones(4, 8, requires_grad=True))
-    assert lines(saved) == ["(no submodule)", "net", "drop"], "8 of 10 are not enough"
+    assert lines(saved) == ["(no submodule)", "body", "drop"], "8 of 10 are not enough"
+    with saved_tensors(net) as saved:
+        net(torch.ones(9, 8, requires_grad=True))
+    assert saved.by_module == {"": 3200, "body.layers": 288, "drop": 32}
+    assert lines(saved) == ["(no submodule)", "body", "drop"], "9 of 10 neither"
+
+
+@pytest.mark.parametrize(("layers", "shown"), [(60, 60), (61, 1)])
+def test_like_neighbors_are_one_line_where_there_are_more_than_sixty(layers, shown):
+    net = nn.Sequential(*(nn.Tanh() for _ in range(layers)))
+    with saved_tensors(net) as saved:
+        net(torch.ones(1, requires_grad=True))
+    assert len(lines(saved)) == shown and len(saved.by_module) == layers
 
 
 def test_a_module_that_is_not_the_models_counts_for_the_one_around():

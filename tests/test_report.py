@@ -191,7 +191,15 @@ def test_depth_folds_any_table_and_a_slice_of_it_has_the_rows():
 
 def test_what_is_tied_inside_the_line_is_not_named():
     net = nn.ModuleDict({"model": Language(1), "more": nn.Linear(1, 1)})
-    assert "tied" not in str(parameters(net, depth=1)) and "model.head" in str(parameters(net, depth=2))
+    assert "tied" not in str(parameters(net, depth=1))
+    (embed,) = [line for line in str(parameters(net, depth=2)).splitlines() if line.startswith("model.embed ")]
+    assert embed.split()[-1] == "model.head"
+
+
+def test_all_modules_that_share_a_weight_are_named():
+    net = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in ("one", "two", "three")})
+    net["two"].weight = net["three"].weight = net["one"].weight
+    assert str(parameters(net, depth=1)).splitlines()[1] == "one           4    4  float32  two, three"
 
 
 @pytest.mark.parametrize(
@@ -222,9 +230,9 @@ def test_groups_part_neighbors_too():
 
 
 def test_names_with_a_number_at_the_end_are_numbered():
-    net = nn.ModuleDict({name: nn.Linear(1, 1) for name in ("layer_9", "layer_10", "layer_12", "layer_x", "layer")})
+    net = nn.ModuleDict({name: nn.Linear(1, 1) for name in ("layer_9", "layer_10", "layer_12", "layer_X", "layer")})
     lines = [line.split()[0] for line in str(parameters(net, depth=1)).splitlines()[1:-1]]
-    assert lines == ["layer_9-10", "layer_12", "layer_x", "layer"]
+    assert lines == ["layer_9-10", "layer_12", "layer_X", "layer"]
 
 
 @pytest.mark.parametrize(("more", "lines"), [(0, 30), (1, 16)])
@@ -276,6 +284,9 @@ def test_packed_weights_count_as_numbers(storage):
     assert f"{str(storage)[6:]} (4-bit packed)\n" in str(parameters(nn.Sequential(net), depth=1))
     net.weight.bnb_quantized = False  # until it is moved to its device
     assert (parameters(net)[0].packed, parameters(net).total) == (False, net.weight.numel())
+    old = type("Params4bit", (nn.Parameter,), {})  # of a version that does not say it
+    net.weight = torch.Tensor._make_subclass(old, net.weight.detach(), False)
+    assert parameters(net)[0].packed
 
 
 def test_what_freeze_holds_is_said():

@@ -163,6 +163,12 @@ def test_html_of_what_is_as_it_should_be_has_no_alarm():
     assert "weight, bias, &lt;b&gt;.weight, &lt;b&gt;.bias" in page
 
 
+def test_html_names_eight_entries_and_counts_the_others():
+    with watch(nn.ParameterList(torch.ones(1) for _ in range(9))) as seen:
+        pass
+    assert ">0, 1, 2, 3, 4, 5, 6, 7 and 1 more<" in seen._repr_html_()
+
+
 def test_a_frozen_norm_is_known_where_a_wrapper_renames_it():
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
@@ -303,6 +309,14 @@ def test_sparse_buffers(layout):
         net.a = net.a.clone()
         net.b = net.a.clone()
     assert seen.changed == ["b"]
+
+
+def test_a_sparse_buffer_of_another_shape_has_changed():
+    net = nn.Module()
+    net.register_buffer("a", torch.eye(2).to_sparse())
+    with watch(net) as seen:
+        net.a = torch.sparse_coo_tensor(net.a._indices(), net.a._values(), (2, 3))
+    assert seen.changed == ["a"]
 
 
 def test_tensor_that_wraps_others():

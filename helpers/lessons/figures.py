@@ -44,7 +44,7 @@ def show(figure: "Figure") -> None:
     width, height = figure.get_size_inches()
     ground = FancyBboxPatch((0, 0), width, height, boxstyle=f"round,pad={_PAD}", zorder=-1, linewidth=0)
     inches = Affine2D().scale(1 / width, 1 / height) + figure.transFigure
-    ground.set(facecolor=_GROUND, transform=inches, clip_on=False)
+    ground.set(facecolor=_GROUND, transform=inches)
     figure.add_artist(ground)
     whole = Bbox([[-_PAD, -_PAD], [width + _PAD, height + _PAD]])
     for patch in (ax.patch for ax in figure.axes if ax.get_facecolor() == (1, 1, 1, 1)):
