@@ -1,6 +1,6 @@
-"""What pytest needs everywhere: one thread, and what nbval lacks.
+"""What pytest needs everywhere, and what nbval lacks.
 
-Broken files, dead kernels and stale pictures are named, and predictions run again and judged.
+Broken files, dead kernels, stale pictures and what came on stderr are named, and predictions run again and judged.
 """
 
 import base64
@@ -19,14 +19,12 @@ import nbformat
 import nbval.kernel
 import pytest
 from nbval.kernel import RunningKernel
-from nbval.plugin import IPyNbCell, IPyNbFile
+from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
 from PIL import Image, ImageChops
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.tools import lessons, predictions
 
-# Before torch is imported, here and in the kernels: the same sums on every machine, and no fight over two cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Kernels leave the home folder alone, and run no startup file that is kept there.
 os.environ.setdefault("IPYTHONDIR", str(lessons.FOLDER.parent / "build" / "ipython"))
 os.environ.setdefault("JUPYTER_RUNTIME_DIR", str(lessons.FOLDER.parent / "build" / "runtime"))
@@ -128,6 +126,11 @@ def pytest_runtest_call(item):
     except KernelDied:
         item.parent.timed_out = True
         item.raise_cell_error("The kernel died in this cell.")
+    except NbCellError as error:
+        # Of an output that should not be there nbval says only that it is called stderr.
+        told = "".join(output.text for output in item.test_outputs or () if output.get("name") == "stderr")
+        error.inner_traceback = "\nstderr:\n".join(filter(None, [error.inner_traceback, told]))
+        raise
     if isinstance(item, IPyNbCell):
         stored, drawn = pictures(item.cell.outputs), pictures(item.test_outputs)
         # How many there are is compared by nbval, through their words.

@@ -7,6 +7,7 @@ import weakref
 from collections import OrderedDict, UserDict
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 
 import numpy
@@ -33,6 +34,7 @@ from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import StochasticDepth
 from torchvision.transforms import v2
+from tqdm import tqdm
 
 from helpers.features import cache_features
 from helpers.freezing import freeze, unfreeze
@@ -957,6 +959,7 @@ def test_it_is_silent_about_a_fixed_order(quiet):
 def test_a_bar_appears_only_after_two_seconds(monkeypatch, capsys, seconds, shown):
     clock = count(0, seconds)
     monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+    monkeypatch.setattr("tqdm.tqdm", partial(tqdm, disable=False))  # whatever TQDM_DISABLE says
     cache_features(nn.Identity(), DataLoader(images(5)))
     out, err = capsys.readouterr()
     assert out == "" and ("\rcache_features: " in err) == shown

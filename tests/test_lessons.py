@@ -368,7 +368,8 @@ PLANTED = {
     "error that is new": (replace(0, "(2)", "(two)"), 0),
     "import": (replace(2, "import matplotlib.pyplot as plt\n", ""), 2),
     "line more": (add(0, "print(3)"), 0),
-    "line of stderr": (add(0, "import sys; print(1, file=sys.stderr)"), 0),
+    "line of stderr": (add(0, "import sys; print('unasked', file=sys.stderr)"), 0),
+    "progress bar, which comes by the clock": (add(0, "from tqdm import tqdm; bar = [*tqdm([1])]"), None),
     "stream": (lambda cells: cells[0]["outputs"][0].update(name="stderr"), 0),
     "order": (rewrite(3, "display(1, 2)", display(text_plain="2"), display(text_plain="1")), 3),
     "order of kinds, which says nothing": (lambda cells: cells[2]["outputs"].reverse(), None),
@@ -446,6 +447,10 @@ def test_strict_nbval_notices_a_changed(name, verdict):
     (file, first), cell = PLACES[name], PLANTED[name][1]
     failed = map(int, re.findall(rf"FAILED (?:\S*/)?{file}\.ipynb::Cell (\d+)", verdict))
     assert [at - first for at in failed if first <= at < first + 4] == ([] if cell is None else [cell]), verdict
+
+
+def test_what_came_on_stderr_is_shown(verdict):
+    assert verdict.count("\nstderr:\nunasked\n") == 1, verdict
 
 
 def test_a_file_that_is_no_notebook_is_named_in_one_line(tmp_path):

@@ -42,7 +42,6 @@ class Holder:
     """The life of the process that is forked."""
 
     def __init__(self):
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in conftest.py, which is loaded later
         self.folder = tempfile.TemporaryDirectory()
         os.environ[ADDRESS] = str(Path(self.folder.name, "socket"))
         with socket.socket(socket.AF_UNIX) as listener:

@@ -319,7 +319,6 @@ def is_lesson(path: Path) -> bool:
 
 
 def main(names: list[str]) -> int:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     bad = []
     for path in [Path(name) for name in names] or paths():
         try:

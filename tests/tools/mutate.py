@@ -171,7 +171,6 @@ def _survivors(path: Path) -> tuple[int, list[str]]:
 
 
 def main(files: list[str]) -> int:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     import matplotlib
 
     matplotlib.use("agg")
