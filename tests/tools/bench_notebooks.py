@@ -35,12 +35,13 @@ def plain(paths):
     os.environ["MPLBACKEND"] = "agg"
     notebooks = {path: lessons.read(path)["cells"] for path in paths}
     before = time.perf_counter(), time.process_time()
-    import torch  # noqa: F401
+    import torch
 
     start = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         for path, cells in notebooks.items():
             os.chdir(path.parent)
+            torch.set_default_dtype(torch.float32)  # the lesson before may have left another
             # As in a kernel, the lesson is the main module: pickle looks up there what a cell defines.
             sys.modules["__main__"] = types.ModuleType("__main__")
             for cell in cells:
