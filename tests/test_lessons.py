@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.tools import lessons, mutate
+from tests.tools import bench_notebooks, lessons, mutate
 
 ROOT = Path(__file__).parent.parent
 WORDS = "Figure with 1 panel."
@@ -469,6 +469,13 @@ def test_a_dead_kernel_is_noticed_and_its_cell_named(tmp_path):
     put(tmp_path / "dies.ipynb", unsaved("2", "import os; os._exit(1)", "3", "4"))
     told = strict_nbval("-n", "0", tmp_path)  # not by the limit of 600 seconds: that has another message
     assert "Cell 1: The kernel died in this cell." in told and "1 failed, 1 passed, 2 xfailed" in told, told
+
+
+def test_the_bench_runs_each_lesson_as_a_kernel_begins(tmp_path):
+    one = put(tmp_path / "one.ipynb", unsaved("import torch", "torch.set_default_dtype(torch.float64)"))
+    two = put(tmp_path / "two.ipynb", unsaved("import torch", "assert torch.ones(1).dtype == torch.float32"))
+    (alone, _), (whole, _) = bench_notebooks.bounds([one, two])
+    assert 0 < alone < whole
 
 
 def test_survivors_are_of_cells_that_there_are():
