@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from queue import Empty
@@ -25,9 +26,6 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.tools import lessons, predictions
 
-# Kernels leave the home folder alone, and run no startup file that is kept there.
-os.environ.setdefault("IPYTHONDIR", str(lessons.FOLDER.parent / "build" / "ipython"))
-os.environ.setdefault("JUPYTER_RUNTIME_DIR", str(lessons.FOLDER.parent / "build" / "runtime"))
 # It lays out every message for a log, read or not: half of nbval's own time.
 nbval.kernel.pformat = str
 
@@ -50,6 +48,20 @@ def get_message(kernel, stream, timeout, wait=RunningKernel.get_message):
 
 
 RunningKernel.get_message = get_message
+
+
+def pytest_configure(config):
+    """One folder for what kernels and tests leave, however they end. It goes when pytest does.
+
+    Kernels leave the home folder alone, and run no startup file that is kept there.
+    """
+    if not hasattr(config, "workerinput"):  # xdist's workers have this process' folder
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # tmp_path stays, to be looked at
+        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        config.add_cleanup(folder.cleanup)
+        os.environ["TMPDIR"] = tempfile.tempdir = folder.name
+        os.environ.setdefault("IPYTHONDIR", f"{folder.name}/ipython")
+        os.environ.setdefault("JUPYTER_RUNTIME_DIR", f"{folder.name}/runtime")
 
 
 @pytest.hookimpl(wrapper=True)

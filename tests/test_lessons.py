@@ -1,5 +1,6 @@
 """The rules for notebooks: the lessons keep them, and every planted fault is refused by name."""
 
+import ast
 import base64
 import copy
 import io
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.tools import bench_notebooks, lessons, mutate
+from tests.tools import lessons, mutate
 
 ROOT = Path(__file__).parent.parent
 WORDS = "Figure with 1 panel."
@@ -356,6 +357,7 @@ def predict(third, fourth, said):
 
 # What is changed, and the cell that must fail.
 PLANTED = {
+    "end: the cell hangs": (add(3, "import time; time.sleep(600)"), 3),  # first, as it takes longest
     "nothing": (lambda cells: None, None),
     "output": (lambda cells: cells[0]["outputs"][0].update(text="3\n"), 0),
     "result": (lambda cells: cells[3].update(source="4"), 3),
@@ -373,7 +375,6 @@ PLANTED = {
     "stream": (lambda cells: cells[0]["outputs"][0].update(name="stderr"), 0),
     "order": (rewrite(3, "display(1, 2)", display(text_plain="2"), display(text_plain="1")), 3),
     "order of kinds, which says nothing": (lambda cells: cells[2]["outputs"].reverse(), None),
-    "end: the cell hangs": (add(3, "import time; time.sleep(600)"), 3),
     "end: the kernel dies": (add(3, "import os; os._exit(1)"), 3),
     "worker: two processes of its own": (rewrite(3, SPAWN, stream("[1, 2]\n")), None),
     "prediction: what is so, at once again": (predict("seen += 1", "seen = 2", "2"), 2),
@@ -442,18 +443,6 @@ def verdict(request, verdicts):
     return told
 
 
-@pytest.mark.parametrize("name", PLANTED)
-def test_strict_nbval_notices_a_changed(name, verdict):
-    (file, first), cell = PLACES[name], PLANTED[name][1]
-    failed = map(int, re.findall(rf"FAILED (?:\S*/)?{file}\.ipynb::Cell (\d+)", verdict))
-    assert [at - first for at in failed if first <= at < first + 4] == ([] if cell is None else [cell]), verdict
-
-
-def test_what_came_on_stderr_is_shown(verdict):
-    # Where CI is set, pytest's summary repeats it.
-    assert "\nstderr:\nunasked\n" in verdict, verdict
-
-
 def test_a_file_that_is_no_notebook_is_named_in_one_line(tmp_path):
     (tmp_path / "half.ipynb").write_text(json.dumps(good())[:300])
     (tmp_path / "old.ipynb").write_text(
@@ -472,10 +461,29 @@ def test_a_dead_kernel_is_noticed_and_its_cell_named(tmp_path):
     assert "Cell 1: The kernel died in this cell." in told and "1 failed, 1 passed, 2 xfailed" in told, told
 
 
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_kernel_leaves_nothing_behind(runner, tmp_path, monkeypatch):
+    if runner == "make quick" and sys.platform != "linux":
+        pytest.skip("forks on Linux only")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    put(tmp_path / "leaves.ipynb", unsaved("import tempfile", f"assert tempfile.mkdtemp().startswith('{temporary}')"))
+    put(tmp_path / "dies.ipynb", unsaved("import os, tempfile; tempfile.mkdtemp(); os._exit(1)"))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):  # of the run that this test is part of
+        monkeypatch.delenv(name, raising=False)
+    told = strict_nbval(*RUNNERS[runner], tmp_path)
+    assert "1 failed, 2 passed" in told and not [*temporary.iterdir()], told
+
+
 def test_the_bench_runs_each_lesson_as_a_kernel_begins(tmp_path):
     one = put(tmp_path / "one.ipynb", unsaved("import torch", "torch.set_default_dtype(torch.float64)"))
     two = put(tmp_path / "two.ipynb", unsaved("import torch", "assert torch.ones(1).dtype == torch.float32"))
-    (alone, _), (whole, _) = bench_notebooks.bounds([one, two])
+    # In a process of its own, as it waits for every child of its process, those of other tests too.
+    code = f"from tests.tools import bench_notebooks; print(bench_notebooks.bounds({[str(one), str(two)]}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=lessons.FOLDER.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done
+    (alone, _), (whole, _) = ast.literal_eval(done.stdout)
     assert 0 < alone < whole
 
 
@@ -501,3 +509,15 @@ def test_mutants_that_no_output_notices_are_named_and_no_lesson_touches_the_next
     *told, survivor, reason = done.stdout.splitlines()
     assert told == ["one.ipynb: 3 of 3 noticed", "two.ipynb: 3 of 3 noticed", "idle.ipynb: 1 of 2 noticed"], done
     assert "idle = 2" in survivor and "NO REASON" in reason and done.returncode == 1
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_strict_nbval_notices_a_changed(name, verdict):
+    (file, first), cell = PLACES[name], PLANTED[name][1]
+    failed = map(int, re.findall(rf"FAILED (?:\S*/)?{file}\.ipynb::Cell (\d+)", verdict))
+    assert [at - first for at in failed if first <= at < first + 4] == ([] if cell is None else [cell]), verdict
+
+
+def test_what_came_on_stderr_is_shown(verdict):
+    # Where CI is set, pytest's summary repeats it.
+    assert "\nstderr:\nunasked\n" in verdict, verdict

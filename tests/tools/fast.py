@@ -49,7 +49,8 @@ class Holder:
             listener.listen()
             command = [sys.executable, "-Xfrozen_modules=off", "-m", "tests.tools.fast"]
             root = Path(__file__).parents[2]
-            self.process = subprocess.Popen(command, stdin=listener, cwd=root, start_new_session=True)
+            variables = os.environ | {"TMPDIR": self.folder.name}  # for what torch leaves when it is imported
+            self.process = subprocess.Popen(command, stdin=listener, cwd=root, env=variables, start_new_session=True)
 
     def pytest_configure(self, config):
         if config.hook.pytest_xdist_auto_num_workers(config=config):  # several files, one of which may use them
@@ -151,6 +152,7 @@ def main():
         os.dup2(nothing, standard)
     os.environ.clear()
     os.environ.update(variables, JPY_PARENT_PID=str(os.getppid()))
+    tempfile.tempdir = None  # it may have been looked up before
     os.chdir(folder)
     # As 'python -m' does it.
     sys.argv = command[command.index("-m") + 1 :]
