@@ -39,7 +39,7 @@ lint: .venv/ready ## check style, format, types and workflow files
 	.venv/bin/zizmor --offline --quiet .github/workflows
 
 stable: .venv/ready ## compare the lessons' outputs with two threads and plain instructions, and with AVX2 instructions
-	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ATEN_CPU_CAPABILITY=default $(PY) -m pytest notebooks
+	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ATEN_CPU_CAPABILITY=default $(PY) -m pytest $(FORKED) notebooks
 	ATEN_CPU_CAPABILITY=avx2 $(PY) -m pytest $(FORKED) notebooks
 
 matrix: .venv/ready ## run everything on the oldest and newest versions, other threads, instruction sets and settings

@@ -60,8 +60,8 @@ def pytest_configure(config):
         folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         config.add_cleanup(folder.cleanup)
         os.environ["TMPDIR"] = tempfile.tempdir = folder.name
-        os.environ.setdefault("IPYTHONDIR", f"{folder.name}/ipython")
-        os.environ.setdefault("JUPYTER_RUNTIME_DIR", f"{folder.name}/runtime")
+        os.environ["IPYTHONDIR"] = f"{folder.name}/ipython"
+        os.environ["JUPYTER_RUNTIME_DIR"] = f"{folder.name}/runtime"
 
 
 @pytest.hookimpl(wrapper=True)

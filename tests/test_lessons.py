@@ -1,6 +1,5 @@
 """The rules for notebooks: the lessons keep them, and every planted fault is refused by name."""
 
-import ast
 import base64
 import copy
 import io
@@ -313,12 +312,11 @@ def figure(cells):
     return cells[2]["outputs"][0]["data"]
 
 
-def strict_nbval(*words):
+def strict_nbval(*words, **variables):
     """What pytest with this project's own settings prints."""
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-q"]
     command += ["-c", ROOT / "pyproject.toml", "--rootdir", ROOT, *words]
-    # Forking wants one thread, also where the settings of `make matrix` say two.
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    env = os.environ | variables
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True).stdout
 
 
@@ -375,7 +373,7 @@ PLANTED = {
     "stream": (lambda cells: cells[0]["outputs"][0].update(name="stderr"), 0),
     "order": (rewrite(3, "display(1, 2)", display(text_plain="2"), display(text_plain="1")), 3),
     "order of kinds, which says nothing": (lambda cells: cells[2]["outputs"].reverse(), None),
-    "end: the kernel dies": (add(3, "import os; os._exit(1)"), 3),
+    "end: the kernel dies": (add(3, "import os, tempfile; tempfile.mkdtemp(); os._exit(1)"), 3),
     "worker: two processes of its own": (rewrite(3, SPAWN, stream("[1, 2]\n")), None),
     "prediction: what is so, at once again": (predict("seen += 1", "seen = 2", "2"), 2),
     "prediction: what the text says is so": (predict("", "", "3"), 2),
@@ -407,7 +405,7 @@ def verdicts_begin_early(request):
 
 @pytest.fixture(scope="module")
 def verdicts(saved, tmp_path_factory):
-    """What strict nbval, with this project's own settings, says of the saved notebook after each change.
+    """What strict nbval, with this project's own settings, says of the saved notebook after each change, and leaves.
 
     Both runners at once: each waits for the cell that hangs.
     """
@@ -422,11 +420,16 @@ def verdicts(saved, tmp_path_factory):
         put(folder / f"{file}.ipynb", notebook)
 
     def told(runner):
-        # That the second runner is not the first again: its kernels are forked from a process that holds torch.
-        held = unsaved("import sys; print('torch' in sys.modules)")
-        held["cells"][0].update(execution_count=1, outputs=[stream(f"{runner == 'make quick'}\n")])
+        # That the second runner is not the first again: its kernels are forked from a process that holds torch, and
+        # yet have the threads that they would have had.
+        threads = 1 + (runner == "make quick")
+        held = unsaved("import sys; held = 'torch' in sys.modules\nimport torch\nprint(held, torch.get_num_threads())")
+        held["cells"][0].update(execution_count=1, outputs=[stream(f"{threads == 2} {threads}\n")])
         held = put(tmp_path_factory.mktemp(runner.replace(" ", "-")) / "held.ipynb", held)
-        return strict_nbval(*RUNNERS[runner], "--nbval-cell-timeout=40", folder, held)
+        temporary = tmp_path_factory.mktemp("temporary")
+        variables = {"OMP_NUM_THREADS": str(threads), "TMPDIR": str(temporary)}
+        said = strict_nbval(*RUNNERS[runner], "--nbval-cell-timeout=40", folder, held, **variables)
+        return said, [path.name for path in temporary.iterdir()]
 
     with ThreadPoolExecutor() as pool:
         yield {runner: pool.submit(told, runner) for runner in RUNNERS}
@@ -436,11 +439,11 @@ def verdicts(saved, tmp_path_factory):
 def verdict(request, verdicts):
     if request.param == "make quick" and sys.platform != "linux":
         pytest.skip("forks on Linux only")
-    told = verdicts[request.param].result()
+    told, left = verdicts[request.param].result()
     failed = sum(cell is not None for _, cell in PLANTED.values())
     more = 4 * sum(name.startswith("prediction") for name in PLANTED)  # see with_predictions in conftest.py
     assert f"{failed} failed, {4 * len(PLANTED) + more - failed + 1} passed" in told, told
-    return told
+    return told, left
 
 
 def test_a_file_that_is_no_notebook_is_named_in_one_line(tmp_path):
@@ -461,30 +464,14 @@ def test_a_dead_kernel_is_noticed_and_its_cell_named(tmp_path):
     assert "Cell 1: The kernel died in this cell." in told and "1 failed, 1 passed, 2 xfailed" in told, told
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
-def test_a_kernel_leaves_nothing_behind(runner, tmp_path, monkeypatch):
-    if runner == "make quick" and sys.platform != "linux":
-        pytest.skip("forks on Linux only")
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    put(tmp_path / "leaves.ipynb", unsaved("import tempfile", f"assert tempfile.mkdtemp().startswith('{temporary}')"))
-    put(tmp_path / "dies.ipynb", unsaved("import os, tempfile; tempfile.mkdtemp(); os._exit(1)"))
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):  # of the run that this test is part of
-        monkeypatch.delenv(name, raising=False)
-    told = strict_nbval(*RUNNERS[runner], tmp_path)
-    assert "1 failed, 2 passed" in told and not [*temporary.iterdir()], told
-
-
 def test_the_bench_runs_each_lesson_as_a_kernel_begins(tmp_path):
     one = put(tmp_path / "one.ipynb", unsaved("import torch", "torch.set_default_dtype(torch.float64)"))
     two = put(tmp_path / "two.ipynb", unsaved("import torch", "assert torch.ones(1).dtype == torch.float32"))
-    # In a process of its own, as it waits for every child of its process, those of other tests too.
-    code = f"from tests.tools import bench_notebooks; print(bench_notebooks.bounds({[str(one), str(two)]}))"
+    code = f"from tests.tools.bench_notebooks import Path, plain; plain([Path({str(one)!r}), Path({str(two)!r})])"
     done = subprocess.run([sys.executable, "-c", code], cwd=lessons.FOLDER.parent, capture_output=True, text=True)
     assert done.returncode == 0, done
-    (alone, _), (whole, _) = ast.literal_eval(done.stdout)
-    assert 0 < alone < whole
+    wall, _, imported, _ = map(float, done.stdout.split())
+    assert 0 < wall < imported
 
 
 def test_survivors_are_of_cells_that_there_are():
@@ -513,11 +500,15 @@ def test_mutants_that_no_output_notices_are_named_and_no_lesson_touches_the_next
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_strict_nbval_notices_a_changed(name, verdict):
-    (file, first), cell = PLACES[name], PLANTED[name][1]
-    failed = map(int, re.findall(rf"FAILED (?:\S*/)?{file}\.ipynb::Cell (\d+)", verdict))
-    assert [at - first for at in failed if first <= at < first + 4] == ([] if cell is None else [cell]), verdict
+    (file, first), cell, (told, _) = PLACES[name], PLANTED[name][1], verdict
+    failed = map(int, re.findall(rf"FAILED (?:\S*/)?{file}\.ipynb::Cell (\d+)", told))
+    assert [at - first for at in failed if first <= at < first + 4] == ([] if cell is None else [cell]), told
 
 
 def test_what_came_on_stderr_is_shown(verdict):
-    # Where CI is set, pytest's summary repeats it.
-    assert "\nstderr:\nunasked\n" in verdict, verdict
+    told, _ = verdict
+    assert "\nstderr:\nunasked\n" in told, told  # twice where CI is set: pytest's summary repeats it
+
+
+def test_kernels_leave_nothing_behind_however_they_end(verdict):
+    assert verdict[1] == []

@@ -49,7 +49,8 @@ class Holder:
             listener.listen()
             command = [sys.executable, "-Xfrozen_modules=off", "-m", "tests.tools.fast"]
             root = Path(__file__).parents[2]
-            variables = os.environ | {"TMPDIR": self.folder.name}  # for what torch leaves when it is imported
+            # One thread, as more cannot be forked, and a place for what torch leaves when it is imported.
+            variables = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": self.folder.name}
             self.process = subprocess.Popen(command, stdin=listener, cwd=root, env=variables, start_new_session=True)
 
     def pytest_configure(self, config):
@@ -113,9 +114,7 @@ def hold(names):
     for name in names:
         import_module(name)
     if (threads := len(os.listdir("/proc/self/task"))) > 1:
-        sys.exit(
-            f"tests.tools.fast: {threads} threads after importing {', '.join(names)}; forking needs OMP_NUM_THREADS=1"
-        )
+        sys.exit(f"tests.tools.fast: {threads} threads after importing {', '.join(names)}; forking needs one")
     gc.collect()
     gc.freeze()  # what is never collected is not copied by each fork
 
@@ -153,6 +152,7 @@ def main():
     os.environ.clear()
     os.environ.update(variables, JPY_PARENT_PID=str(os.getppid()))
     tempfile.tempdir = None  # it may have been looked up before
+    import_module("torch").set_num_threads(int(variables["OMP_NUM_THREADS"]))  # as where torch is imported with it
     os.chdir(folder)
     # As 'python -m' does it.
     sys.argv = command[command.index("-m") + 1 :]
