@@ -34,7 +34,19 @@ class Answer:
     given: Any
     belief: str
     told: str | None
-    source: str
+
+    @property
+    def source(self) -> str:
+        """The answer as somebody would write it: without the decorator and the docstring."""
+        if not _written(self.given):
+            return repr(self.given)
+        source = textwrap.dedent(inspect.getsource(self.given))
+        source = re.sub(r"\A(@.*\n)+", "", source)
+        return re.sub(r'^ +""".*?"""\n', "", source, count=1, flags=re.DOTALL | re.MULTILINE).rstrip()
+
+
+def _written(given: Any) -> bool:
+    return inspect.isfunction(given) or inspect.isclass(given)
 
 
 class Answers(list[Answer]):
@@ -47,18 +59,9 @@ class Answers(list[Answer]):
         return lambda given, belief="": self._add(exercise, given, belief, told)
 
     def _add(self, exercise, given, belief, told):
-        written = inspect.isfunction(given) or inspect.isclass(given)
-        belief = belief or inspect.getdoc(given) or ""
-        source = _source(given) if written else repr(given)
-        self.append(Answer(exercise, given, " ".join(belief.split()), told, source))
+        belief = belief or (_written(given) and inspect.getdoc(given)) or ""
+        self.append(Answer(exercise, given, " ".join(belief.split()), told))
         return given
-
-
-def _source(given: Any) -> str:
-    """The answer as somebody would write it: without the decorator and the docstring."""
-    source = textwrap.dedent(inspect.getsource(given))
-    source = re.sub(r"\A(@.*\n)+", "", source)
-    return re.sub(r'^ +""".*?"""\n', "", source, count=1, flags=re.DOTALL | re.MULTILINE).rstrip()
 
 
 def _rows(table: Any, solution: Any) -> str:

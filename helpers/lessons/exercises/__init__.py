@@ -204,7 +204,7 @@ def _verdict(examine: Callable[[], None], follows: str) -> Verdict:
     before = Torch()
     try:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # of no other device, as no other is put back
             examine()
         return Verdict("right", follows)
     except NotAttempted:
@@ -289,9 +289,14 @@ def facts(module: torch.nn.Module) -> dict[str, list[Any]]:
     return {
         "modes": [part.training for part in module.modules()],
         "flags": [parameter.requires_grad for parameter in parameters],
-        "gradients": [None if parameter.grad is None else parameter.grad.tolist() for parameter in parameters],
-        "numbers": [tensor.tolist() for tensor in (*parameters, *module.buffers())],
+        "gradients": [None if parameter.grad is None else _content(parameter.grad) for parameter in parameters],
+        "numbers": [_content(tensor) for tensor in (*parameters, *module.buffers())],
     }
+
+
+def _content(tensor: torch.Tensor) -> Any:
+    flat = tensor.detach().reshape(-1)
+    return tensor.dtype, tensor.shape, flat.view(torch.uint8).numpy().tobytes()
 
 
 def raises(call: Callable[[], Any]) -> Any:

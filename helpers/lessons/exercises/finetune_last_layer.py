@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from helpers import freeze, watch
 from helpers.lessons import digits
 from helpers.lessons.exercises import Lesson, kind, raises, run, table
+from helpers.lessons.exercises.running import attempted
 
 lesson = Lesson("finetune_last_layer")
 check, predict, progress = lesson.check, lesson.predict, lesson.progress
@@ -20,8 +21,8 @@ LOWEST = 0.65
 """The accuracy that a new head must reach; right solutions have 0.72 and more."""
 
 
-@lesson.exercise("which-entries-move")
-def which_entries_move(answer):
+@cache
+def _entries_move():
     pretrained, images = digits.pretrained(), torch.rand(4, 1, 28, 28)
 
     def moves(row):
@@ -43,9 +44,14 @@ def which_entries_move(answer):
             optimizer.step()
         return entry in seen.changed
 
-    beliefs = lesson.beliefs("which-entries-move")
-    rows = dict.fromkeys(row for row, _ in beliefs)
-    table(answer, {row: raises(partial(moves, row)) for row in rows}, beliefs)
+    rows = dict.fromkeys(row for row, _ in lesson.beliefs("which-entries-move"))
+    return {row: raises(partial(moves, row)) for row in rows}
+
+
+@lesson.exercise("which-entries-move")
+def which_entries_move(answer):
+    attempted(answer)
+    table(answer, _entries_move(), lesson.beliefs("which-entries-move"))
 
 
 @lesson.exercise("drifting-backbone")
