@@ -314,7 +314,8 @@ def figure(cells):
 
 def strict_nbval(*words, **variables):
     """What pytest with this project's own settings prints."""
-    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-q"]
+    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-q"]
+    command += ["-p", "no:hypothesispytest"]  # as early.py does for the lessons
     command += ["-c", ROOT / "pyproject.toml", "--rootdir", ROOT, *words]
     env = os.environ | variables
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True).stdout
