@@ -62,24 +62,32 @@ def test_the_page_is_made_of_its_parts_and_asks_for_nothing_elsewhere():
     assert not [word for word in ("http:", "https:", "src=", "url(", "@import", "fetch(") if word in text]
 
 
-@pytest.fixture
-def opened(tmp_path):
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: install the extra 'ci'")
+    home = str(tmp_path_factory.mktemp("chromium"))
     with sync_api.sync_playwright() as playwright:
-        env = os.environ | {"XDG_CONFIG_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+        env = os.environ | {"XDG_CONFIG_HOME": home, "XDG_CACHE_HOME": home}
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, env=env)
-        complaints = []
-
-        def opened(address="", **settings):
-            page = browser.new_context(**settings).new_page()
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on("request", lambda asked: asked.url.startswith("file:") or complaints.append(asked.url))
-            page.goto(click.PAGE.as_uri() + address)
-            return page
-
-        yield opened
-        assert complaints == []
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def opened(browser):
+    complaints = []
+
+    def opened(address="", **settings):
+        page = browser.new_context(**settings).new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda asked: asked.url.startswith("file:") or complaints.append(asked.url))
+        page.goto(click.PAGE.as_uri() + address)
+        return page
+
+    yield opened
+    assert complaints == []
+    for context in browser.contexts:
+        context.close()
 
 
 def seen(page):
