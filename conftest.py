@@ -66,7 +66,15 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector):
-    """Name a file that is no notebook of format 4 in one line; nbformat mends some, and tells of others at length."""
+    """Name a file that is no notebook of format 4 in one line; nbformat mends some, and tells of others at length.
+
+    What a module of tests draws when it is imported, such as the weights of a layer, is the same in each process.
+    """
+    if isinstance(collector, pytest.Module):
+        import numpy.random  # noqa: F401 - here, as a run of notebooks need not wait for them
+        import torch  # noqa: F401
+
+        seed()
     report = yield
     if isinstance(collector, IPyNbFile):
         try:
@@ -121,10 +129,14 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """The same random numbers for a test in whatever order the workers take them, so that none fails by luck."""
+    seed()
+
+
+def seed():
     random.seed(0)
-    for module, seed in (("numpy.random", "seed"), ("torch", "manual_seed")):
+    for module, function in (("numpy.random", "seed"), ("torch", "manual_seed")):
         if module in sys.modules:
-            getattr(sys.modules[module], seed)(0)
+            getattr(sys.modules[module], function)(0)
 
 
 @pytest.hookimpl(wrapper=True)

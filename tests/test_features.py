@@ -41,6 +41,17 @@ from helpers.freezing import freeze, unfreeze
 from helpers.lessons.ranks import alone
 
 
+def draws():
+    return random.random(), numpy.random.random(), torch.rand(1).item()
+
+
+DRAWN = draws()
+
+
+def test_what_a_module_of_tests_draws_when_it_is_imported_is_the_same_in_each_process():
+    assert draws() == DRAWN, "a test begins with the same seeds: see conftest.py"
+
+
 def images(count=10, size=8):
     generator = torch.Generator().manual_seed(0)
     return TensorDataset(torch.rand(count, 3, size, size, generator=generator), torch.arange(count) % 5)
