@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import tests.tools.exercises as key
-from helpers.lessons.exercises import Lesson, NotYet, run, table, taken
+from helpers.lessons.exercises import Lesson, NotYet, changed, facts, run, table, taken
 from tests.tools import lessons, predictions
 
 LESSONS = key.every()
@@ -371,3 +371,25 @@ def test_helpers_do_not_import_the_exercises():
 def test_no_exercise_is_there_twice():
     names = Counter(name for lesson in LESSONS for name in declared(lesson).exercises)
     assert max(names.values()) == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.arange(12.0).reshape(3, 4)[:, 1],
+        torch.ones(1).expand(3),
+        torch.arange(12.0).reshape(3, 4).t(),
+        torch.tensor([1.0, float("nan")]),
+        torch.ones(2, dtype=torch.bfloat16),
+        torch.tensor(3),
+        torch.tensor([True, False]),
+        torch.empty(0),
+    ],
+)
+def test_what_only_reads_a_module_changes_none_of_its_facts_whatever_is_in_it(value):
+    module = nn.Module()
+    module.register_buffer("value", value)
+    before = facts(module)
+    assert changed(module, before) == ""
+    module.value = torch.cat([value.reshape(-1), value.new_ones(1)])
+    assert changed(module, before) == "numbers"

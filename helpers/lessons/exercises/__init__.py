@@ -295,7 +295,7 @@ def facts(module: torch.nn.Module) -> dict[str, list[Any]]:
 
 
 def _content(tensor: torch.Tensor) -> Any:
-    flat = tensor.detach().reshape(-1)
+    flat = tensor.detach().clone(memory_format=torch.contiguous_format).reshape(-1)  # of a view too: dense
     return tensor.dtype, tensor.shape, flat.view(torch.uint8).numpy().tobytes()
 
 
