@@ -3,6 +3,7 @@
 Broken files, dead kernels, stale pictures and what came on stderr are named, and predictions run again and judged.
 """
 
+import atexit
 import base64
 import io
 import os
@@ -58,7 +59,7 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):  # xdist's workers have this process' folder
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # tmp_path stays, to be looked at
         folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        config.add_cleanup(folder.cleanup)
+        atexit.register(folder.cleanup)  # after multiprocessing has taken its own out of it
         os.environ["TMPDIR"] = tempfile.tempdir = folder.name
         os.environ["IPYTHONDIR"] = f"{folder.name}/ipython"
         os.environ["JUPYTER_RUNTIME_DIR"] = f"{folder.name}/runtime"

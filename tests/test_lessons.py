@@ -400,7 +400,7 @@ PLACES = dict(places())
 @pytest.fixture(scope="module", autouse=True)
 def verdicts_begin_early(request):
     """Before the first test here, so that the other tests run while two runners wait for the cell that hangs."""
-    if any("verdict" in item.fixturenames for item in request.session.items):
+    if any("verdict" in getattr(item, "fixturenames", ()) for item in request.session.items):  # a cell has none
         request.getfixturevalue("verdicts")
 
 
