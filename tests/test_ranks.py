@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
+from jupyter_client.manager import start_new_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from helpers.lessons import ranks as module
@@ -127,30 +128,44 @@ def test_a_process_that_died_is_told_or_replaced():
 
 
 SCRIPT = """
-import os, sys, time
+import os, sys
 from helpers.lessons.ranks import ranks
-if __name__ == "__main__":
-    print(*ranks(os.getpid), flush=True)
-    os.kill(os.getpid(), 9)
+def number():
+    return os.getpid()
+print(*ranks(number), flush=True)
+end = sys.argv[1:] and os.kill(os.getpid(), 9)
 """
 
 
 @pytest.mark.skipif(os.name != "posix", reason="asks the system for a process by its number")
-def test_processes_end_with_the_one_that_started_them(tmp_path):
+@pytest.mark.parametrize("how", [[], ["killed"]])
+def test_processes_end_with_the_script_that_started_them(tmp_path, how):
     (tmp_path / "script.py").write_text(SCRIPT)
-    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, tmp_path / "script.py", *how], capture_output=True, text=True)
     ends = time.monotonic() + 60
     for pid in map(int, done.stdout.split()):
         while alive(pid):
-            assert time.monotonic() < ends, f"{pid} is still there"
+            assert how and time.monotonic() < ends, f"{pid} is still there"
             time.sleep(0.1)
     assert len(done.stdout.split()) == 2 and done.stderr == ""
 
 
-def test_a_script_without_the_usual_guard_is_told(tmp_path):
-    (tmp_path / "script.py").write_text("from helpers.lessons.ranks import ranks\nranks(print)\n")
-    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
-    assert "what calls ranks() belongs under if __name__" in done.stderr.splitlines()[-1]
+def test_a_process_that_cannot_be_started_is_told(monkeypatch, capfd):
+    monkeypatch.setattr(module, "_SERVE", "raise ImportError('no torch here')")
+    with pytest.raises(RuntimeError, match=r"^a process could not be started; its own error is above$"):
+        ranks(print, n=len(processes()) + 1)
+    assert "no torch here" in capfd.readouterr().err
+
+
+def test_a_kernel_that_shuts_down_does_not_wait_for_them(tmp_path):
+    manager, client = start_new_kernel(env=os.environ | {"TMPDIR": str(tmp_path)})
+    manager.shutdown_wait_time = 100
+    code = "import tempfile; from helpers.lessons.ranks import ranks; kept = tempfile.TemporaryDirectory(); ranks(int)"
+    assert client.execute(code, reply=True, timeout=100)["content"]["status"] == "ok" and [*tmp_path.iterdir()]
+    client.stop_channels()
+    began = time.monotonic()
+    manager.shutdown_kernel()
+    assert time.monotonic() - began < 10 and not [*tmp_path.iterdir()]
 
 
 def alive(pid):
@@ -177,4 +192,4 @@ def test_a_rank_that_hangs_is_ended_in_time():
     with pytest.raises(TimeoutError, match=r"^rank 0 and 1 did not return in time: "):
         ranks(fails, lambda: time.sleep(100), timeout=1)
     assert time.monotonic() - start < 90, "the answer alone sleeps 100"
-    assert not workers & {child.pid for child in multiprocessing.active_children()}
+    assert not any(map(alive, workers))

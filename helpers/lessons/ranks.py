@@ -1,20 +1,20 @@
 """Run a function in several processes of one process group, from a notebook, a script or a test."""
 
+import atexit
 import contextlib
 import io
-import multiprocessing
 import os
 import pickle
-import signal
+import queue
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import cloudpickle
 import torch
@@ -25,8 +25,9 @@ _GRACE = 2.0
 
 
 class _Worker(NamedTuple):
-    process: BaseProcess
-    connection: Connection
+    process: subprocess.Popen[bytes]
+    tasks: IO[bytes]
+    answers: IO[bytes]
 
 
 class _Told(NamedTuple):
@@ -55,14 +56,12 @@ def ranks(function: Callable[..., Any], *args: Any, n: int = 2, timeout: float =
     The function may be one of a notebook's cell. It is copied with all that it uses; so is what it takes and returns.
     Each call makes a group of its own, on this machine alone, and begins with ``torch.manual_seed(0)`` and one thread a
     process. What the ranks print is printed after the call, rank by rank. The processes wait for the next call, because
-    each takes seconds to import torch, and end with yours. They can start no processes: there a DataLoader needs
-    ``num_workers=0``. They are in a group already: the function does not call ``init_process_group``. Arguments by name
-    go into a lambda: ``ranks(lambda: function(scale=3))``.
+    each takes seconds to import torch, and end with yours. They are in a group already: the function does not call
+    ``init_process_group``. Arguments by name go into a lambda: ``ranks(lambda: function(scale=3))``.
 
     Raises RuntimeError for the first rank that raises, whose process dies, or whose value cannot be unpickled here (a
     DDP, for one), TimeoutError after ``timeout`` seconds of it, TypeError or ValueError for a wrong ``function`` or
-    ``n``. What is still at work then is killed. A script needs the usual ``if __name__ == "__main__":``
-    (https://docs.python.org/3/library/multiprocessing.html#the-spawn-and-forkserver-start-methods).
+    ``n``. What is still at work then is killed.
     """
     if not callable(function):
         raise TypeError(f"{function!r} is no function: pass the function itself, ranks(f), not ranks(f())")
@@ -71,7 +70,7 @@ def ranks(function: Callable[..., Any], *args: Any, n: int = 2, timeout: float =
     if n < 1:
         raise ValueError(f"n must be 1 or more, not {n}")
     task = cloudpickle.dumps((function, args))
-    workers = [worker for worker in _kept.pop(os.getpid(), []) if worker.process.is_alive()]
+    workers = [worker for worker in _kept.pop(os.getpid(), []) if worker.process.poll() is None]
     try:
         workers += (new := [_start() for _ in range(n - len(workers))])
         for worker in new:
@@ -140,80 +139,108 @@ def _named(ranks: list[int]) -> str:
 def _run(task: bytes, workers: list[_Worker], timeout: float) -> dict[int, _Told]:
     """What each rank tells, without those that are late."""
     told: dict[int, _Told] = {}
+    answers: queue.SimpleQueue[tuple[int, bytes | None]] = queue.SimpleQueue()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for rank, worker in enumerate(workers):
-            worker.connection.send((task, rank, len(workers), os.path.join(folder, "store")))
+            with contextlib.suppress(BrokenPipeError):  # it has died, as its answer will say
+                _send((task, rank, len(workers), os.path.join(folder, "store")), worker.tasks)
+            wait = threading.Thread(target=lambda *who: answers.put((who[0], _received(who[1]))), args=(rank, worker))
+            wait.daemon = True
+            wait.start()
         end = time.monotonic() + timeout
-        while working := {worker.connection: rank for rank, worker in enumerate(workers) if rank not in told}:
-            ready = wait(list(working), max(0.0, end - time.monotonic()))
-            if not ready:
+        while len(told) < len(workers):
+            try:
+                rank, answer = answers.get(timeout=max(0.0, end - time.monotonic()))
+            except queue.Empty:
                 break
-            for connection, rank in working.items():
-                if connection in ready:
-                    told[rank] = _receive(workers[rank])
-                    if told[rank].error:
-                        end = min(end, time.monotonic() + _GRACE)
+            told[rank] = _told(answer)
+            if told[rank].error:
+                end = min(end, time.monotonic() + _GRACE)
     return told
 
 
-def _receive(worker: _Worker) -> _Told:
-    try:
-        told = worker.connection.recv_bytes()
-    except EOFError:
-        worker.process.join()
+def _send(message: Any, to: IO[bytes]) -> None:
+    pickle.dump(message, to)
+    to.flush()
+
+
+def _received(worker: _Worker) -> bytes | None:
+    """What it sends next; None if it ends instead."""
+    with contextlib.suppress(EOFError):
+        return pickle.load(worker.answers)
+    return None
+
+
+def _told(answer: bytes | None) -> _Told:
+    if answer is None:
         return _Told(0.0, error="died: its process was killed, as when memory is short, or called os._exit")
     try:
-        return pickle.loads(told)
+        return pickle.loads(answer)
     except Exception as error:  # a class decides what its unpickling raises
         problem = f"returned what cannot be unpickled here ({type(error).__name__}: {error})"
         return _Told(0.0, error=f"{problem}: return tensors or numbers")
 
 
+_SERVE = """
+import sys
+sys.path[:] = {}
+from helpers.lessons.ranks import _serve
+_serve()
+"""
+
+
 def _start() -> _Worker:
-    context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
-    theirs.close()
-    return _Worker(process, ours)
+    """In a session of its own, so that an interrupt is not sent to it, and a kernel that shuts down does not wait.
+
+    A kernel waits for each child of its session that does not end when told to, such as multiprocessing's tracker.
+    """
+    command = [sys.executable, "-c", _SERVE.format(sys.path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdin and process.stdout
+    return _Worker(process, process.stdin, process.stdout)
 
 
 def _await(worker: _Worker) -> None:
     """Until it has imported torch. This is not counted: on a busy machine it takes long."""
-    try:
-        worker.connection.recv()
-    except EOFError:
-        raise RuntimeError(
-            "a process could not be started; its own error is above. In a script, what calls ranks() belongs under "
-            'if __name__ == "__main__":'
-        ) from None
+    if _received(worker) is None:
+        raise RuntimeError("a process could not be started; its own error is above")
 
 
 def _end(workers: list[_Worker]) -> None:
     for worker in workers:
         worker.process.kill()
     for worker in workers:
-        worker.process.join()
-        worker.connection.close()
+        worker.process.wait()
+        worker.answers.close()
+        with contextlib.suppress(BrokenPipeError):
+            worker.tasks.close()
 
 
-def _serve(connection: Connection) -> None:
+@atexit.register
+def _end_all() -> None:
+    _end(_kept.pop(os.getpid(), []))
+
+
+def _serve() -> None:
     """The life of a worker. It ends with the process that started it, even when that is killed."""
-    parent = multiprocessing.parent_process()
-    assert parent
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted notebook sends it to all processes
+    tasks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # what is written past Python
+    given: queue.SimpleQueue[tuple[bytes, int, int, str]] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(tasks, given), daemon=True).start()
     torch.set_num_threads(1)
     if os.name == "posix":  # else gloo asks for the address of the machine's name
         os.environ["GLOO_SOCKET_IFNAME"] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    with contextlib.suppress(EOFError):
-        connection.send("ready")
+    with contextlib.suppress(BrokenPipeError):
+        _send(b"ready", answers)
         while True:
-            connection.send_bytes(_work(*connection.recv()))
+            _send(_work(*given.get()), answers)
 
 
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
+def _read(tasks: IO[bytes], given: queue.SimpleQueue[Any]) -> None:
+    with contextlib.suppress(EOFError):
+        while True:
+            given.put(pickle.load(tasks))
     os._exit(1)
 
 
