@@ -140,13 +140,15 @@ def _run(task: bytes, workers: list[_Worker], timeout: float) -> dict[int, _Told
     """What each rank tells, without those that are late."""
     told: dict[int, _Told] = {}
     answers: queue.SimpleQueue[tuple[int, bytes | None]] = queue.SimpleQueue()
+
+    def wait(rank: int, worker: _Worker) -> None:
+        answers.put((rank, _next(worker.answers)))
+
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for rank, worker in enumerate(workers):
             with contextlib.suppress(BrokenPipeError):  # it has died, as its answer will say
-                _send((task, rank, len(workers), os.path.join(folder, "store")), worker.tasks)
-            wait = threading.Thread(target=lambda *who: answers.put((who[0], _received(who[1]))), args=(rank, worker))
-            wait.daemon = True
-            wait.start()
+                _send(pickle.dumps((task, rank, len(workers), os.path.join(folder, "store"))), worker.tasks)
+            threading.Thread(target=wait, args=(rank, worker), daemon=True).start()
         end = time.monotonic() + timeout
         while len(told) < len(workers):
             try:
@@ -159,16 +161,17 @@ def _run(task: bytes, workers: list[_Worker], timeout: float) -> dict[int, _Told
     return told
 
 
-def _send(message: Any, to: IO[bytes]) -> None:
-    pickle.dump(message, to)
+def _send(message: bytes, to: IO[bytes]) -> None:
+    to.write(len(message).to_bytes(8))
+    to.write(message)
     to.flush()
 
 
-def _received(worker: _Worker) -> bytes | None:
-    """What it sends next; None if it ends instead."""
-    with contextlib.suppress(EOFError):
-        return pickle.load(worker.answers)
-    return None
+def _next(messages: IO[bytes]) -> bytes | None:
+    """The next message; None if there is none, because the process at the other end has ended."""
+    size = int.from_bytes(messages.read(8))
+    message = messages.read(size)
+    return message if message and len(message) == size else None
 
 
 def _told(answer: bytes | None) -> _Told:
@@ -202,7 +205,7 @@ def _start() -> _Worker:
 
 def _await(worker: _Worker) -> None:
     """Until it has imported torch. This is not counted: on a busy machine it takes long."""
-    if _received(worker) is None:
+    if _next(worker.answers) is None:
         raise RuntimeError("a process could not be started; its own error is above")
 
 
@@ -226,7 +229,7 @@ def _serve() -> None:
     tasks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what is written past Python
-    given: queue.SimpleQueue[tuple[bytes, int, int, str]] = queue.SimpleQueue()
+    given: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(tasks, given), daemon=True).start()
     torch.set_num_threads(1)
     if os.name == "posix":  # else gloo asks for the address of the machine's name
@@ -234,13 +237,12 @@ def _serve() -> None:
     with contextlib.suppress(BrokenPipeError):
         _send(b"ready", answers)
         while True:
-            _send(_work(*given.get()), answers)
+            _send(_work(*pickle.loads(given.get())), answers)
 
 
-def _read(tasks: IO[bytes], given: queue.SimpleQueue[Any]) -> None:
-    with contextlib.suppress(EOFError):
-        while True:
-            given.put(pickle.load(tasks))
+def _read(tasks: IO[bytes], given: queue.SimpleQueue[bytes]) -> None:
+    while task := _next(tasks):
+        given.put(task)
     os._exit(1)
 
 
