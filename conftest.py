@@ -5,6 +5,7 @@ Broken files, dead kernels, stale pictures and what came on stderr are named, an
 
 import atexit
 import base64
+import gc
 import io
 import os
 import random
@@ -108,6 +109,11 @@ def with_predictions(items):
         yield more(item, "after the end", item.cell)
     for item in again[:1]:
         yield more(item, "judged with those that follow", silent(f"judge({lessons.said(item.parent.nb.cells)}, 3)"))
+
+
+def pytest_collection_finish():
+    """What is imported stays to the end, so that the garbage collector need not look through all of it again."""
+    gc.freeze()
 
 
 def pytest_xdist_auto_num_workers(config):

@@ -197,7 +197,7 @@ def _start() -> _Worker:
 
     A kernel waits for each child of its session that does not end when told to, such as multiprocessing's tracker.
     """
-    command = [sys.executable, "-c", _SERVE.format(sys.path)]
+    command = [sys.executable, "-c", _SERVE.format([path for path in sys.path if isinstance(path, str)])]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdin and process.stdout
     return _Worker(process, process.stdin, process.stdout)
