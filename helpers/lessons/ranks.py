@@ -195,7 +195,7 @@ _serve()
 def _start() -> _Worker:
     """In a session of its own, so that an interrupt is not sent to it, and a kernel that shuts down does not wait.
 
-    A kernel waits for each child of its session that does not end when told to, such as multiprocessing's tracker.
+    A kernel waits for each child of its process group that does not end when told, such as multiprocessing's tracker.
     """
     command = [sys.executable, "-c", _SERVE.format([path for path in sys.path if isinstance(path, str)])]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
