@@ -6,12 +6,15 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from jupyter_client.connect import LocalPortCache
+from nbval.kernel import CURRENT_ENV_KERNEL_NAME, RunningKernel
 from PIL import Image
 
 from tests.tools import lessons, mutate
@@ -463,6 +466,16 @@ def test_a_dead_kernel_is_noticed_and_its_cell_named(tmp_path):
     put(tmp_path / "dies.ipynb", unsaved("2", "import os; os._exit(1)", "3", "4"))
     told = strict_nbval("-n", "0", tmp_path)  # not by the limit of 600 seconds: that has another message
     assert "Cell 1: The kernel died in this cell." in told and "1 failed, 1 passed, 2 xfailed" in told, told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a kernel is met at ports")
+def test_a_port_that_another_process_was_faster_to_take_stops_no_kernel(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        monkeypatch.setattr(LocalPortCache, "find_available_port", lambda *_: other.getsockname()[1])
+        kernels = [RunningKernel(CURRENT_ENV_KERNEL_NAME, startup_timeout=60) for _ in range(2)]
+    assert all(kernel.is_alive() for kernel in kernels)
+    for kernel in kernels:
+        kernel.stop()
 
 
 def test_the_bench_runs_each_lesson_as_a_kernel_begins(tmp_path):

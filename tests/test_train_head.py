@@ -26,17 +26,12 @@ from torchvision import models
 
 from helpers import freeze, train_head
 from helpers.lessons import digits
+from tests.tools.ports import free_port
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["helpers.train_head", "helpers.lessons.digits"])
 SECONDS = 300  # no test waits longer for processes, and train_head would wait 600 without its --timeout
 TOLERANCE = 1e-5  # of each weight, as stated in train_head's documentation
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def few_digits():

@@ -19,6 +19,9 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat.v4.rwbase import rejoin_lines
 from nbval.plugin import comment_markers, metadata_tags
 
+from tests.tools import ports
+
+ports.kernels_without_ports()  # here, as whatever runs a notebook comes by
 FOLDER = Path(__file__).parents[2] / "notebooks"
 LONGEST, WIDEST = 12, 88
 """Lines of a code cell, and characters of a line: more is not seen at the width of a notebook."""

@@ -14,7 +14,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import nbformat
 
 from tests.tools import lessons
 from tests.tools.handed_out import DIST, ROOT, build
+from tests.tools.ports import free_port
 
 LESSON = "01_requires_grad.ipynb"
 COPY = "gradient-lessons"
@@ -175,9 +175,7 @@ class Week:
 
     def served(self, command: list[str]) -> float:
         """Seconds until a page is served, and the server ended."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port, token = free.getsockname()[1], secrets.token_hex(16)
+        port, token = free_port(), secrets.token_hex(16)
         words = [*command, "--no-browser", f"--port={port}", f"--IdentityProvider.token={token}"]
         began = time.monotonic()
         with (self.place / "server.log").open("ab") as log:
